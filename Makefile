@@ -1,0 +1,47 @@
+# Enoki. `make` alone prints this help.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+NODES ?= 2
+.PHONY: help setup demo test check format lab lab-down openapi bench lock
+
+help: ## print this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## install what is missing (Debian packages, .venv); a second run installs nothing
+	@scripts/setup.sh
+
+demo: setup ## a simulated VPC, two nodes, six pods, and a table of checks made with real packets
+	@$(PYTHON) -m lab demo
+
+test: check ## every check and every test
+	@$(PYTHON) -m pytest
+
+check: setup ## format, lint, types, import contracts, openapi drift
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+	@$(PYTHON) scripts/openapi.py --check
+
+format: setup ## rewrite the code in the house's format
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+lab: setup ## bring up a simulated VPC with NODES=2 nodes and leave it running
+	@$(PYTHON) -m lab up --nodes $(NODES)
+
+lab-down: setup ## remove everything `make lab` made, and nothing else
+	@$(PYTHON) -m lab down
+
+openapi: setup ## write openapi.yaml from the code
+	@$(PYTHON) scripts/openapi.py --write
+
+bench: setup ## time whole-process ADD and DEL beside ptp + host-local; writes docs/performance.md
+	@$(PYTHON) -m bench.cni
+
+lock: setup ## write the lock files anew from pyproject.toml (needs uv)
+	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--group dev pyproject.toml -o requirements.lock
+	@echo 'awscli' | uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		- -o requirements-awscli.lock

@@ -1,0 +1,1 @@
+"""Facts the simulator is built on, generated from public data."""

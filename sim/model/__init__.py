@@ -1,0 +1,1 @@
+"""The VPC as values and pure functions: no clock, no I/O, no logger."""

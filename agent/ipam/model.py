@@ -1,0 +1,236 @@
+"""Values of address management: what EC2 gave, who holds it. No behaviour that needs a clock or I/O.
+
+Everything is frozen; collections are tuples and frozensets; addresses are `ipaddress` objects, never strings.
+Times are seconds on the agent's monotonic clock (`_s`), passed in by whoever owns a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import NewType
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+EniId = NewType("EniId", str)
+"""`eni-` and 17 hex digits."""
+SubnetId = NewType("SubnetId", str)
+"""`subnet-` and 17 hex digits."""
+Mac = NewType("Mac", str)
+"""Six lower-case hex pairs joined by colons."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachmentKey:
+    """What makes an attachment unique (CNI spec 1.1, section 2: container id and interface name)."""
+
+    container_id: str
+    ifname: str
+
+    def __str__(self) -> str:
+        return f"{self.container_id}/{self.ifname}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """Who holds an address.
+
+    namespace, pod: empty strings when the runtime did not say (a plain CNI caller without K8S_POD_* arguments).
+    """
+
+    key: AttachmentKey
+    namespace: str
+    pod: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.pod} ({self.key})" if self.pod else str(self.key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """The unit in which EC2 grants addresses to an ENI: one secondary address (/32), a /28 or a /80 prefix."""
+
+    network: Network
+
+    @property
+    def is_prefix(self) -> bool:
+        return self.network.num_addresses > 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eni:
+    """An attached network interface, as EC2 describes it.
+
+    card, device: network card index and device index of the attachment; (0, 0) is the primary ENI.
+    primary_address: the ENI's own IPv4 address; never handed to a pod. 0.0.0.0 without one, and then not managed.
+    blocks: what pods may get from it, in EC2's order; without `primary_address`.
+    subnet_cidr: of the subnet the ENI is in; its first host is the gateway.
+    managed: False for an ENI that belongs to somebody else: counted against the limits, never touched.
+    """
+
+    eni_id: EniId
+    mac: Mac
+    card: int
+    device: int
+    subnet_id: SubnetId
+    subnet_cidr: IPv4Network
+    primary_address: IPv4Address
+    blocks: tuple[Block, ...]
+    attachment_id: str
+    security_groups: tuple[str, ...]
+    delete_on_termination: bool
+    managed: bool = True
+
+    @property
+    def is_primary(self) -> bool:
+        return self.card == 0 and self.device == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subnet:
+    """A subnet ENIs can be made in; `free_address_count` is EC2's count at the time of the describe."""
+
+    subnet_id: SubnetId
+    cidr: IPv4Network
+    free_address_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceLimits:
+    """What the instance type allows on network card 0 (EC2 DescribeInstanceTypes, NetworkInfo).
+
+    addresses_per_eni: IPv4 addresses of one ENI, its primary address included; the rest are `slots`.
+    A /28 prefix takes one slot.
+    """
+
+    instance_type: str
+    eni_count: int
+    addresses_per_eni: int
+
+    @property
+    def slots(self) -> int:
+        return self.addresses_per_eni - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """This node, as IMDS identifies it. Facts that do not change while the instance runs, but for `vpc_cidrs`."""
+
+    instance_id: str
+    instance_type: str
+    region: str
+    zone: str
+    primary_mac: Mac
+    primary_address: IPv4Address
+    vpc_id: str
+    vpc_cidrs: tuple[IPv4Network, ...]
+
+
+class AddressState(StrEnum):
+    """Where a pod address is in its life. The legal moves are `ledger.TRANSITIONS`."""
+
+    FREE = "free"
+    HELD = "held"
+    COOLING = "cooling"
+    RETIRING = "retiring"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """A container interface and the addresses it holds.
+
+    addresses: at least one, IPv4 first, all on one ENI.
+    eni_id: None while EC2 has never listed an address that was found in the kernel.
+    """
+
+    holder: Holder
+    addresses: tuple[Address, ...]
+    eni_id: EniId | None
+    since_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """What an ADD needs in order to wire its pod.
+
+    table_id: routing table of the ENI the addresses are on; 254 (main) for the primary ENI.
+    """
+
+    addresses: tuple[Address, ...]
+    eni_id: EniId
+    table_id: int
+
+
+class FindingKind(StrEnum):
+    """A disagreement between kernel and EC2 that a person may want to know. A closed set."""
+
+    ADDRESS_VANISHED = "address_vanished"
+    ADDRESS_RETURNED = "address_returned"
+    ADDRESS_HELD_TWICE = "address_held_twice"
+    LINK_TORN = "link_torn"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One disagreement. `message` is a sentence without a trailing stop; `evidence` are JSON scalars."""
+
+    kind: FindingKind
+    message: str
+    evidence: Mapping[str, str | int | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressView:
+    """One address as the API shows it. `holders` is empty unless the address is held or quarantined."""
+
+    address: Address
+    state: AddressState
+    eni_id: EniId | None
+    listed: bool
+    since_s: float
+    holders: tuple[Holder, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EniUsage:
+    """An ENI and how its slots are used; what the planner and the API see of it.
+
+    ready: its link, table and rules are set up, so that pods can use it.
+    leaving: it is being given back.
+    since_s: when this agent first saw it; a larger value is a newer ENI to us.
+    free: longest free first. Counts and `free` contain only addresses EC2 lists on this ENI.
+    prefix_count: /28 and /80 blocks; each takes a slot.
+    """
+
+    eni: Eni
+    ready: bool
+    leaving: bool
+    since_s: float
+    held_count: int
+    cooling_count: int
+    quarantined_count: int
+    retiring_count: int
+    prefix_count: int
+    free: tuple[Address, ...]
+
+    @property
+    def serves_pods(self) -> bool:
+        return serves_pods(self.eni)
+
+    @property
+    def busy_count(self) -> int:
+        """Addresses that somebody uses or used a moment ago: they pin the ENI."""
+        return self.held_count + self.cooling_count + self.quarantined_count
+
+    @property
+    def used_slot_count(self) -> int:
+        return self.busy_count + self.retiring_count + self.prefix_count + len(self.free)
+
+
+def serves_pods(eni: Eni) -> bool:
+    """Whether pods may get addresses from this ENI: it is ours, and on network card 0."""
+    return eni.managed and eni.card == 0

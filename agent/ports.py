@@ -1,0 +1,225 @@
+"""What the agent asks of the outside world, as protocols. The adapters in `cloud/` and `datapath/` implement them.
+
+Each method says what it does, what it raises, whether it may be repeated, and what cancellation leaves behind.
+All raise only `AgentError` subclasses for expected failures; every call has a deadline of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Protocol
+
+from agent.ipam.model import (
+    Address,
+    AttachmentKey,
+    Eni,
+    EniId,
+    Holder,
+    Instance,
+    InstanceLimits,
+    Mac,
+    Subnet,
+    SubnetId,
+)
+
+
+class Metadata(Protocol):
+    """IMDSv2: identity, never the truth about pod addresses."""
+
+    async def instance(self) -> Instance:
+        """Who this node is.
+
+        Raises: CloudFailed(imds_unavailable) after its deadline; the caller retries.
+        """
+        ...
+
+    async def subnet_cidr(self, mac: Mac) -> IPv4Network | None:
+        """The subnet of an attached ENI, or None while IMDS does not list the ENI yet."""
+        ...
+
+
+class Cloud(Protocol):
+    """EC2, for this instance. Retries belong to the pool loop: one call here is one request, but for paging."""
+
+    async def limits(self, instance_type: str) -> InstanceLimits:
+        """From the bundled table; one DescribeInstanceTypes when the type is unknown there.
+
+        Raises: CloudGone when EC2 does not know the type either.
+        """
+        ...
+
+    async def describe_enis(self) -> tuple[Eni, ...]:
+        """Every ENI attached (or attaching) to this instance, primary first. One DescribeNetworkInterfaces.
+
+        Raises: CloudFailed and its subclasses.
+        """
+        ...
+
+    async def describe_subnets(self) -> tuple[Subnet, ...]:
+        """Subnets a new ENI may be made in, best first. One DescribeSubnets."""
+        ...
+
+    async def create_eni(
+        self, *, device: int, subnet_id: SubnetId, security_groups: Sequence[str], address_count: int
+    ) -> Eni:
+        """Create, attach and set DeleteOnTermination: three calls.
+
+        address_count: secondary addresses asked for in the create call.
+        The answer's `blocks` are what EC2 granted. When attach or modify fails, the ENI is deleted before raising.
+
+        Raises: CloudLimit (subnet_exhausted, ec2_limit), CloudThrottled, CloudDenied, CloudFailed.
+        Idempotent: the create call carries a client token.
+        Cancel: an unattached ENI carries our tags and is found by the leak sweep.
+        """
+        ...
+
+    async def delete_eni(self, eni: Eni) -> None:
+        """Detach, wait until available, delete. An ENI that is gone already is success."""
+        ...
+
+    async def assign_addresses(self, eni_id: EniId, count: int) -> tuple[IPv4Address, ...]:
+        """Ask for `count` more secondary addresses; the ones granted (perhaps fewer).
+
+        Raises: CloudLimit(ec2_limit: the ENI is full; subnet_exhausted), CloudGone, CloudThrottled, CloudDenied,
+        CloudFailed.
+        Idempotent: no; observe before calling again. Cancel: a granted address is found by the next describe.
+        """
+        ...
+
+    async def unassign_addresses(self, eni_id: EniId, addresses: Sequence[IPv4Address]) -> None:
+        """Give secondary addresses back. Addresses the ENI does not have are success."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodWiring:
+    """Everything the kernel must know of one attachment.
+
+    netns: absolute path of the container's network namespace.
+    addresses: at least one; IPv4 first. All belong to the same ENI.
+    table_id: routing table of the ENI the addresses are on; 254 (main) for the primary ENI.
+    """
+
+    holder: Holder
+    netns: str
+    addresses: tuple[Address, ...]
+    table_id: int
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wired:
+    """The links of one attachment, as the CNI result reports them."""
+
+    host_ifname: str
+    host_mac: Mac
+    pod_mac: Mac
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachmentSeen:
+    """An attachment found in the kernel: a host veth with our alias, and the pod routes that lead to it.
+
+    addresses: empty for a torn ADD or a released attachment: nobody holds an address through this link.
+    """
+
+    holder: Holder
+    host_ifname: str
+    host_ifindex: int
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoolingSeen:
+    """An address in the kernel's cooldown set and the seconds it has left there."""
+
+    address: IPv4Address
+    remaining_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelSeen:
+    """One consistent look at what the kernel knows of our attachments."""
+
+    attachments: tuple[AttachmentSeen, ...]
+    cooling: tuple[CoolingSeen, ...]
+
+
+class Datapath(Protocol):
+    """The kernel of this node. Methods never block the event loop: blocking work has threads of its own."""
+
+    async def prepare_node(self, instance: Instance) -> None:
+        """Sysctls, policy rules, the nftables table.
+
+        Idempotent: adds what is missing, changes what differs, never removes first.
+        """
+        ...
+
+    async def set_vpc_cidrs(self, cidrs: Sequence[IPv4Network]) -> None:
+        """Replace the set of VPC CIDRs in one transaction."""
+        ...
+
+    async def wait_for_eni_link(self, mac: Mac, timeout_s: float) -> None:
+        """Return when a link with this MAC exists in the node's namespace, told by the kernel, not by polling.
+
+        Raises: KernelFailed(eni_link_missing) after `timeout_s`.
+        """
+        ...
+
+    async def ensure_eni(self, eni: Eni) -> int:
+        """Bring the ENI's link up, give it its address, table and rules; returns its table id. Idempotent.
+
+        The primary ENI only gets its MTU and rp_filter; its table is 254.
+        Raises: KernelFailed.
+        """
+        ...
+
+    async def forget_eni(self, eni: Eni) -> None:
+        """Remove the rules and the group's chain of an ENI that is going away. Idempotent."""
+        ...
+
+    async def wire(self, wiring: PodWiring) -> Wired:
+        """Create the veth, its addresses, routes and neighbours. Replaces an older attempt of the same attachment.
+
+        Raises: InvalidRequest(netns_invalid) when `netns` is not a network namespace; KernelFailed after undoing
+        what was done.
+        Idempotent: yes. Cancel: runs to its end in its thread; the caller shields it.
+        """
+        ...
+
+    async def unwire(self, key: AttachmentKey, addresses: Sequence[Address], cooldown_s: float) -> None:
+        """Remove the pod routes and put the addresses into the kernel's cooldown set.
+
+        The link goes with its namespace, or in the background: nobody waits for it.
+
+        Success when there is nothing of it (any more). Raises: KernelFailed.
+        """
+        ...
+
+    async def check(self, wiring: PodWiring) -> None:
+        """Compare the kernel with what should be.
+
+        Raises: InvalidRequest(attachment_drifted) that names the first difference.
+        """
+        ...
+
+    async def observe(self) -> KernelSeen:
+        """Read links, pod routes and the cooldown set."""
+        ...
+
+    async def discard_link(self, host_ifname: str) -> None:
+        """Delete a host veth of ours (a torn ADD, a superseded attachment). Gone already is success."""
+        ...
+
+    def subscribe(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called, on the event loop, whenever a host veth of ours disappears.
+
+        Events carry no data: observe anew.
+        """
+        ...
+
+    async def run(self) -> None:
+        """The kernel monitor: a long-lived task for the supervisor. Returns only by cancellation."""
+        ...

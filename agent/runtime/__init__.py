@@ -1,0 +1,1 @@
+"""An asyncio toolkit without domain knowledge: supervision, loops, locks, the socket server, the log."""

@@ -1,0 +1,249 @@
+"""Carries out what a plan asks for: EC2 calls and ENI set-up, each as a task of its own.
+
+So a slow action (an ENI takes EC2 seconds to attach, and longer to detach) never keeps the pool from serving demand
+that has come meanwhile. What is in flight is known to the planner. An `AgentError` opens a breaker; anything else is a
+bug, kept in `bug` for the loop to raise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import assert_never
+
+from agent.errors import AgentError, Cause, CloudDenied, CloudThrottled
+from agent.ipam.breakers import Breakers
+from agent.ipam.inventory import CONSISTENCY_S
+from agent.ipam.ledger import Ledger
+from agent.ipam.lookout import Lookout, exhausted
+from agent.ipam.model import Eni, EniId, SubnetId
+from agent.ipam.plan import Action, AssignAddresses, CreateEni, ReleaseEni, UnassignAddresses
+from agent.ipam.trouble import GROW, SHRINK, eni_scope
+from agent.ports import Cloud, Datapath
+from agent.runtime.log import bind_request, event_logger
+
+log = event_logger(__name__)
+
+ENI_LINK_TIMEOUT_S = 30.0
+"""How long a new ENI's link may take to appear. A hot-plug takes a second or two."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SetUpEni:
+    """Configure the link of an ENI that is there."""
+
+    eni: Eni
+
+
+_Job = Action | _SetUpEni
+
+
+class Executor:
+    """Actions in flight.
+
+    serve: called as soon as addresses became usable. ended: called when an action has ended, whatever came of it.
+    """
+
+    def __init__(
+        self,
+        *,
+        cloud: Cloud,
+        datapath: Datapath,
+        ledger: Ledger,
+        lookout: Lookout,
+        breakers: Breakers,
+        clock: Callable[[], float],
+        serve: Callable[[], None],
+        ended: Callable[[], None],
+    ) -> None:
+        self._cloud = cloud
+        self._datapath = datapath
+        self._ledger = ledger
+        self._inventory = ledger.inventory
+        self._lookout = lookout
+        self._breakers = breakers
+        self._clock = clock
+        self._serve = serve
+        self._notify_ended = ended
+        self._jobs: dict[asyncio.Task[None], _Job] = {}
+        self.bug: BaseException | None = None
+        """What ended an action, if it was not an AgentError."""
+
+    @property
+    def in_flight(self) -> tuple[Action, ...]:
+        """Actions whose result is not in the ledger yet, oldest first."""
+        return tuple(job for job in self._jobs.values() if not isinstance(job, _SetUpEni))
+
+    @property
+    def setting_up(self) -> frozenset[EniId]:
+        """ENIs whose link is being configured."""
+        return frozenset(job.eni.eni_id for job in self._jobs.values() if isinstance(job, _SetUpEni))
+
+    def start(self, action: Action, *, request_ids: list[str]) -> None:
+        """Start an action of a plan. What it takes out of use is out of use when this returns.
+
+        request_ids: of those who wait for it, for the log.
+        """
+        now_s = self._clock()
+        fields: dict[str, object] = {}
+        match action:
+            case CreateEni():
+                fields = {"device": action.device, "subnet": action.subnet_id, "count": action.address_count}
+            case AssignAddresses():
+                fields = {"eni": action.eni_id, "count": action.count}
+            case UnassignAddresses():
+                self._inventory.retire(action.addresses, now_s)
+                fields = {"eni": action.eni_id, "addresses": [str(address) for address in action.addresses]}
+            case ReleaseEni():
+                self._inventory.retire_eni(action.eni_id, now_s)
+                fields = {"eni": action.eni_id}
+            case _:
+                assert_never(action)
+        # The action's task inherits the binding, so its EC2 calls are logged with those who wait for them.
+        with bind_request(",".join(request_ids)):
+            log.info("pool_action", action=type(action).__name__, reason=action.reason, **fields)
+            self._begin(action, name=type(action).__name__)
+
+    def set_up_enis(self) -> None:
+        """Start to set up every ENI of ours that is not, unless it failed a moment ago."""
+        for usage in self._ledger.enis():
+            eni_id = usage.eni.eni_id
+            if usage.ready or usage.leaving or not usage.serves_pods or eni_id in self.setting_up:
+                continue
+            if not self._breakers.is_open(eni_scope(eni_id)):
+                self._begin(_SetUpEni(eni=usage.eni), name=f"set up {eni_id}")
+
+    async def wait(self) -> None:
+        """Until everything in flight now has ended."""
+        if self._jobs:
+            await asyncio.wait(tuple(self._jobs))
+
+    async def close(self) -> None:
+        """Cancel what is in flight and wait for its end. What EC2 did meanwhile, the next start finds."""
+        for task in self._jobs:
+            task.cancel()
+        await self.wait()
+
+    def _begin(self, job: _Job, name: str) -> None:
+        task = asyncio.get_running_loop().create_task(self._run(job), name=name)
+        self._jobs[task] = job
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._jobs.pop(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.bug = task.exception()
+        self._notify_ended()
+
+    async def _run(self, job: _Job) -> None:
+        match job:
+            case CreateEni():
+                await self._create(job)
+            case AssignAddresses():
+                await self._assign(job)
+            case UnassignAddresses():
+                await self._unassign(job)
+            case ReleaseEni():
+                await self._release_eni(job)
+            case _SetUpEni():
+                await self._set_up(job.eni)
+            case _:
+                assert_never(job)
+
+    # ---- growing
+
+    async def _assign(self, action: AssignAddresses) -> None:
+        subnet_id = self._eni(action.eni_id).subnet_id
+        try:
+            granted = await self._cloud.assign_addresses(action.eni_id, action.count)
+        except AgentError as error:
+            await self._growth_failed(subnet_id, action.count, error)
+            return
+        self._inventory.granted(action.eni_id, granted, self._clock())
+        self._serve()
+        await self._grown(subnet_id, action.count, len(granted))
+
+    async def _create(self, action: CreateEni) -> None:
+        primary = next(usage.eni for usage in self._ledger.enis() if usage.eni.is_primary)
+        try:
+            eni = await self._cloud.create_eni(
+                device=action.device,
+                subnet_id=action.subnet_id,
+                security_groups=primary.security_groups,
+                address_count=action.address_count,
+            )
+        except AgentError as error:
+            await self._growth_failed(action.subnet_id, action.address_count + 1, error)
+            return
+        self._inventory.add_eni(eni, self._clock())
+        # From here on its addresses are in the ledger: they must not count as coming any more.
+        task = asyncio.current_task()
+        if task is not None:
+            self._jobs[task] = _SetUpEni(eni=eni)
+        await self._set_up(eni)
+        await self._grown(action.subnet_id, action.address_count, len(eni.blocks))
+
+    async def _grown(self, subnet_id: SubnetId, asked_count: int, granted_count: int) -> None:
+        self._breakers.reset(GROW)
+        if granted_count >= asked_count:
+            self._lookout.subnet_granted(subnet_id)
+        else:
+            await self._lookout.subnet_refused(subnet_id, asked_count, exhausted(subnet_id, granted_count))
+
+    async def _growth_failed(self, subnet_id: SubnetId, asked_count: int, error: AgentError) -> None:
+        if error.cause in {Cause.SUBNET_EXHAUSTED, Cause.SUBNET_FRAGMENTED}:
+            await self._lookout.subnet_refused(subnet_id, asked_count, error)
+            return
+        self._breakers.trip(GROW, error)
+        if not isinstance(error, CloudThrottled | CloudDenied):
+            # An ENI or the instance is fuller than the ledger says, or is gone, or nobody knows whether EC2 granted it.
+            self._lookout.distrust()
+
+    # ---- shrinking
+
+    async def _unassign(self, action: UnassignAddresses) -> None:
+        try:
+            await self._cloud.unassign_addresses(action.eni_id, action.addresses)
+        except AgentError as error:
+            if isinstance(error, CloudThrottled | CloudDenied):
+                self._inventory.kept(action.addresses, self._clock())
+            else:
+                self._inventory.doubt(action.addresses, self._clock())
+                self._lookout.describe_soon(CONSISTENCY_S)
+            self._breakers.trip(SHRINK, error)
+            return
+        self._inventory.retired(action.addresses, self._clock())
+        self._breakers.reset(SHRINK)
+
+    async def _release_eni(self, action: ReleaseEni) -> None:
+        eni = self._eni(action.eni_id)
+        try:
+            await self._datapath.forget_eni(eni)
+            await self._cloud.delete_eni(eni)
+        except AgentError as error:
+            self._inventory.eni_doubted(action.eni_id, self._clock())
+            self._lookout.describe_soon(CONSISTENCY_S)
+            self._breakers.trip(SHRINK, error)
+            return
+        self._inventory.eni_gone(action.eni_id, self._clock())
+        self._breakers.reset(eni_scope(action.eni_id))
+        self._breakers.reset(SHRINK)
+
+    # ---- setting up
+
+    async def _set_up(self, eni: Eni) -> None:
+        scope = eni_scope(eni.eni_id)
+        try:
+            await self._datapath.wait_for_eni_link(eni.mac, ENI_LINK_TIMEOUT_S)
+            table_id = await self._datapath.ensure_eni(eni)
+        except AgentError as error:
+            self._breakers.trip(scope, error)
+            return
+        self._inventory.eni_ready(eni.eni_id, table_id)
+        self._breakers.reset(scope)
+        self._serve()
+        log.info("eni_ready", eni=eni.eni_id, device=eni.device, table=table_id)
+
+    def _eni(self, eni_id: EniId) -> Eni:
+        return next(usage.eni for usage in self._ledger.enis() if usage.eni.eni_id == eni_id)

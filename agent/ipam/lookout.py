@@ -1,0 +1,153 @@
+"""When to ask EC2 what there is, and what its answers mean: describes of ENIs and of subnets.
+
+An idle node asks for its ENIs four times an hour and never for subnets. A full subnet is found out by EC2's refusal;
+from then on the list of subnets is asked for again, ever more rarely, instead of the addresses: a read is cheaper
+than a refused write.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from agent.errors import AgentError, Cause, CloudLimit
+from agent.ipam.breakers import Breakers
+from agent.ipam.ledger import Ledger
+from agent.ipam.model import AddressState, Finding, Subnet, SubnetId
+from agent.ipam.plan import CreateEni, Plan
+from agent.ipam.trouble import DESCRIBE_ENIS, DESCRIBE_SUBNETS, subnet_scope
+from agent.ports import Cloud
+from agent.runtime.log import event_logger
+
+log = event_logger(__name__)
+
+DESCRIBE_EVERY_S = 900.0
+"""How old the last describe of ENIs may get: four an hour on an idle node."""
+SECOND_LOOK_S = 60.0
+"""When to describe again after a describe that contradicts the kernel: well after EC2's own lag."""
+SUBNETS_FRESH_S = 3600.0
+"""How long a list of subnets is good enough to choose one for a new ENI. EC2's refusal tells when one is full."""
+
+
+class Lookout:
+    """What EC2 said last, and when to ask again. Errors open breakers; nothing here raises an AgentError."""
+
+    def __init__(self, *, cloud: Cloud, ledger: Ledger, breakers: Breakers, clock: Callable[[], float]) -> None:
+        self._cloud = cloud
+        self._ledger = ledger
+        self._breakers = breakers
+        self._clock = clock
+        self.described_s = clock()
+        self.describe_at_s = self.described_s + DESCRIBE_EVERY_S
+        self.subnets: tuple[Subnet, ...] = ()
+        self.is_distrusted = False
+        """The ledger may lack what EC2 granted: nothing more must be asked for before the next describe."""
+        self.findings: deque[Finding] = deque(maxlen=32)
+        self._doubt_count = 0
+        self._subnets_s = float("-inf")
+        self._short: dict[SubnetId, int] = {}
+
+    @property
+    def short_subnets(self) -> dict[SubnetId, int]:
+        """Subnets that refused a request lately, and how many addresses they had left then; at least 1."""
+        return {one: left for one, left in self._short.items() if self._breakers.is_failing(subnet_scope(one))}
+
+    @property
+    def blocked_subnets(self) -> frozenset[SubnetId]:
+        """Subnets that had nothing left when last looked at, for as long as their breaker is open."""
+        return frozenset(
+            one for one in self._known_subnets() - set(self.short_subnets) if self._breakers.is_open(subnet_scope(one))
+        )
+
+    async def describe_enis_when_due(self) -> None:
+        """Describe the ENIs and reconcile the ledger, if the last describe is old and EC2 may be asked."""
+        if self._clock() < self.describe_at_s or self._breakers.is_open(DESCRIBE_ENIS):
+            return
+        doubts_before = self._doubt_count
+        try:
+            enis = await self._cloud.describe_enis()
+        except AgentError as error:
+            self._breakers.trip(DESCRIBE_ENIS, error)
+            return
+        self._breakers.reset(DESCRIBE_ENIS)
+        self.described_s = self._clock()
+        findings = self._ledger.observe_enis(enis, self.described_s)
+        for finding in findings:
+            log.warning("finding", kind=finding.kind, message=finding.message, **finding.evidence)
+        self.findings.extend(findings)
+        if self._doubt_count == doubts_before:
+            # Otherwise a doubt came up while EC2 answered: this answer does not settle it.
+            self.is_distrusted = False
+            unsettled = bool(findings) or self._ledger.inventory.count(AddressState.RETIRING) > 0
+            self.describe_at_s = self.described_s + (SECOND_LOOK_S if unsettled else DESCRIBE_EVERY_S)
+
+    def describe_soon(self, after_s: float) -> None:
+        """Have the ENIs described no later than `after_s` from now."""
+        self._doubt_count += 1
+        self.describe_at_s = min(self.describe_at_s, self._clock() + after_s)
+
+    def distrust(self) -> None:
+        """The ledger may not know what EC2 has: describe at once, and grow only after that."""
+        self.is_distrusted = True
+        self.describe_soon(0.0)
+
+    async def describe_subnets_for(self, decided: Plan) -> bool:
+        """Describe the subnets if a plan needs to know them; whether it did, so that planning again is worth it."""
+        creates = any(isinstance(action, CreateEni) for action in decided.actions)
+        is_stale = self._clock() - self._subnets_s >= SUBNETS_FRESH_S
+        wanted = (creates and is_stale) or (decided.short_count > 0 and bool(self._half_open_subnets()))
+        return wanted and await self._describe_subnets()
+
+    async def subnet_refused(self, subnet_id: SubnetId, asked_count: int, error: AgentError) -> None:
+        """EC2 refused `asked_count` addresses in a subnet: find out how many there are, to ask for exactly that.
+
+        The subnet's breaker opens in any case: it says when to look again.
+        """
+        error.evidence["subnet"] = subnet_id  # EC2 was asked for an ENI and does not say which subnet was full
+        self._breakers.trip(subnet_scope(subnet_id), error)
+        if not await self._describe_subnets():
+            self._short.pop(subnet_id, None)
+        elif self._free_count(subnet_id) >= asked_count:
+            # EC2 contradicts itself (its count lags, or the rest is reserved): do not ask for the same again.
+            self._short.pop(subnet_id, None)
+
+    def subnet_granted(self, subnet_id: SubnetId) -> None:
+        """EC2 granted all that was asked for in a subnet."""
+        self._short.pop(subnet_id, None)
+        self._breakers.reset(subnet_scope(subnet_id))
+
+    async def _describe_subnets(self) -> bool:
+        if self._breakers.is_open(DESCRIBE_SUBNETS):
+            return False
+        half_open = self._half_open_subnets()
+        try:
+            self.subnets = await self._cloud.describe_subnets()
+        except AgentError as error:
+            self._breakers.trip(DESCRIBE_SUBNETS, error)
+            return False
+        self._breakers.reset(DESCRIBE_SUBNETS)
+        self._subnets_s = self._clock()
+        for subnet_id in half_open:
+            self._breakers.trip(subnet_scope(subnet_id), exhausted(subnet_id, self._free_count(subnet_id)))
+        tripped = {subnet_id for subnet_id in self._known_subnets() if self._breakers.is_open(subnet_scope(subnet_id))}
+        self._short = {one: self._free_count(one) for one in tripped if self._free_count(one) > 0}
+        return True
+
+    def _free_count(self, subnet_id: SubnetId) -> int:
+        return next((one.free_address_count for one in self.subnets if one.subnet_id == subnet_id), 0)
+
+    def _half_open_subnets(self) -> list[SubnetId]:
+        return [one for one in self._known_subnets() if self._breakers.is_half_open(subnet_scope(one))]
+
+    def _known_subnets(self) -> set[SubnetId]:
+        return {usage.eni.subnet_id for usage in self._ledger.enis()} | {one.subnet_id for one in self.subnets}
+
+
+def exhausted(subnet_id: SubnetId, free_count: int) -> CloudLimit:
+    """The error of a subnet that has fewer addresses than were asked for."""
+    return CloudLimit(
+        Cause.SUBNET_EXHAUSTED,
+        f"subnet {subnet_id} has {free_count} free addresses, fewer than needed",
+        evidence={"subnet": subnet_id, "free": free_count},
+        remedy="free addresses in the subnet, or tag another subnet of this zone for pods",
+    )

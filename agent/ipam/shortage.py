@@ -1,0 +1,72 @@
+"""Why there is no address: one cause with its numbers, for whoever waited in vain. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agent.errors import Cause, TryAgain
+from agent.ipam.plan import CreateEni, Observation, PoolPolicy
+from agent.ipam.planner import Account, account, eni_limit
+from agent.ipam.trouble import DESCRIBE_ENIS, DESCRIBE_SUBNETS, SHRINK, Trouble
+
+_BIGGER = "run fewer pods on this node, raise MAX_ENI if it is set, or use a larger instance type"
+
+
+def explain(
+    seen: Observation, policy: PoolPolicy, troubles: Sequence[Trouble], next_cooled_s: float | None
+) -> TryAgain:
+    """The error for a request whose deadline is over.
+
+    In this order: the instance is full (and then addresses cooling or not), EC2 or the kernel refuses something the
+    request needs, an ENI is on its way, or growth is.
+    """
+    sums = account(seen, policy)
+    evidence = _evidence(seen, policy, sums)
+    if sums.demand_count > sums.capacity_count:
+        if next_cooled_s is not None:
+            return TryAgain(
+                Cause.POOL_EMPTY_COOLING,
+                "every address this instance can have is in use or cooling",
+                evidence=evidence,
+                remedy=_BIGGER,
+                retry_after_s=max(1.0, next_cooled_s - seen.now_s),
+            )
+        return TryAgain(
+            Cause.INSTANCE_LIMIT,
+            f"all {sums.capacity_count} addresses this instance can have are in use",
+            evidence=evidence,
+            remedy=_BIGGER,
+            retry_after_s=30.0,
+        )
+    # What growth itself met comes first; a describe that fails only delays it.
+    blocking = [one for one in troubles if one.scope not in {SHRINK, DESCRIBE_SUBNETS}]
+    trouble = min(blocking, key=lambda one: one.scope == DESCRIBE_ENIS, default=None)
+    if trouble is not None:
+        error = trouble.error
+        return TryAgain(
+            error.cause,
+            f"no address is free, and the pool cannot grow: {error.message}",
+            evidence={**evidence, **error.evidence, "failures": trouble.failure_count},
+            remedy=error.remedy,
+            retry_after_s=max(1.0, trouble.next_try_s - seen.now_s),
+        )
+    if any(isinstance(action, CreateEni) for action in seen.in_flight) or not all(eni.ready for eni in sums.enis):
+        return TryAgain(
+            Cause.ENI_ATTACHING, "an ENI is being attached and set up", evidence=evidence, retry_after_s=5.0
+        )
+    return TryAgain(
+        Cause.POOL_EMPTY, "no address is free yet, and more are on their way", evidence=evidence, retry_after_s=1.0
+    )
+
+
+def _evidence(seen: Observation, policy: PoolPolicy, sums: Account) -> dict[str, str | int | float]:
+    return {
+        "waiting": seen.waiter_count,
+        "held": sum(eni.held_count for eni in sums.enis),
+        "cooling": sum(eni.cooling_count for eni in sums.enis),
+        "quarantined": sum(eni.quarantined_count for eni in sums.enis),
+        "free": sum(len(eni.free) for eni in sums.enis),
+        "capacity": sums.capacity_count,
+        "enis": len(seen.enis),
+        "eni_limit": eni_limit(seen.limits, policy),
+    }

@@ -1,0 +1,46 @@
+"""What an operator may choose about the datapath."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Network
+from pathlib import Path
+
+_VETH_PREFIX = re.compile(r"[a-z][a-z0-9]{0,3}")
+_RESERVED_PREFIXES = frozenset({"eth", "vlan", "lo"})
+
+
+class SnatPort(StrEnum):
+    """How the source port of a translated connection is chosen; values of AWS_VPC_K8S_CNI_RANDOMIZESNAT."""
+
+    FULLY_RANDOM = "prng"
+    HASHED = "hashrandom"
+    KEPT = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatapathPolicy:
+    """Settings of the datapath, frozen for the life of the agent.
+
+    eni_mtu: of every ENI of ours, 576..9001 bytes (EC2 user guide, network MTU). A pod's MTU is in its `PodWiring`.
+    veth_prefix: one to four characters; never eth, vlan or lo, which other software matches on.
+    external_snat: True leaves translation to a NAT gateway: pods leave the VPC by their own ENI with their own address.
+    randomize_snat: the source port of a translated connection.
+    exclude_snat_cidrs: destinations outside the VPC that see the pod's own address.
+    names_directory: where iproute2 looks for names of tables and protocols; None leaves it alone.
+    """
+
+    eni_mtu: int = 9001
+    veth_prefix: str = "eni"
+    external_snat: bool = False
+    randomize_snat: SnatPort = SnatPort.FULLY_RANDOM
+    exclude_snat_cidrs: tuple[IPv4Network, ...] = ()
+    names_directory: Path | None = Path("/etc/iproute2")
+
+    def __post_init__(self) -> None:
+        if not _VETH_PREFIX.fullmatch(self.veth_prefix) or self.veth_prefix in _RESERVED_PREFIXES:
+            raise ValueError(f"veth prefix {self.veth_prefix!r} is not 1 to 4 of [a-z0-9], or it is reserved")
+        if not 576 <= self.eni_mtu <= 9001:
+            raise ValueError(f"ENI MTU {self.eni_mtu} is outside 576..9001")

@@ -1,0 +1,155 @@
+"""Pure: the nftables table as text. Everything that varies with pods or time lives in sets, maps and chains beside it.
+
+Why the hook priorities are what they are:
+- ingress_mark -150: after conntrack (-200), before destination NAT and routing; an ENI does not depend on the
+  destination.
+- classify filter -90: after destination NAT (-100), so that a Service whose endpoint is outside the VPC counts as
+  outside. Of type filter, because the nat core stops at the first chain that binds a connection: a nat chain at -90
+  does not run for what kube-proxy translated.
+- source_nat 110: after kube-proxy, Docker and portmap at 100; whoever binds first wins, and all give the same address.
+Marks are only ever or-ed in, or replaced within 0x3f; other software's bits stay.
+
+Interfaces are matched by name, not by index: the name survives a link that is detached and comes back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from agent.datapath import layout
+from agent.datapath.policy import DatapathPolicy, SnatPort
+from agent.ports import CoolingSeen
+
+_TABLE = f"{layout.NFT_FAMILY} {layout.NFT_TABLE}"
+_GROUPS = f"{layout.POD_GROUPS.start}-{layout.POD_GROUPS.stop - 1}"
+_NOT_ENI_MASK = 0xFFFFFFFF ^ layout.MARK_ENI_MASK
+_COMMENT = re.compile(r'^\s*comment "enoki schema ([0-9a-f]{16})"$', re.MULTILINE)
+_ENI_CHAIN = re.compile(r"^\s*chain eni_(\d+) \{$", re.MULTILINE)
+
+_PORT_FLAG = {SnatPort.FULLY_RANDOM: " fully-random", SnatPort.HASHED: " random", SnatPort.KEPT: ""}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableSeen:
+    """What is installed. schema_hash: empty for a table without our comment. eni_indexes: of the chains `eni_<n>`."""
+
+    schema_hash: str
+    eni_indexes: frozenset[int]
+
+
+def schema(primary_ifname: str, primary_address: IPv4Address, policy: DatapathPolicy) -> str:
+    """The inside of the table: sets without what varies, chains with their rules. One text per (node, policy)."""
+    bit = f"{layout.MARK_PRIMARY:#x}"
+    excluded = _set("exclude4", policy.exclude_snat_cidrs)
+    text = f"""\
+	{_set("vpc4", ())}
+	{excluded}
+	set {layout.COOLING_SET} {{ type ipv4_addr; flags timeout; comment "released addresses, not yet free"; }}
+	map eni_by_group {{ type devgroup : verdict; comment "group of the host veth to the chain of its ENI"; }}
+	chain ingress_mark {{
+		type filter hook prerouting priority -150; policy accept;
+		meta iifgroup vmap @eni_by_group
+		ct mark & {bit} == {bit} meta iifgroup {_GROUPS} counter meta mark set meta mark | {bit} \
+comment "reply goes back through the primary ENI"
+		ct state new iifname "{primary_ifname}" fib daddr . iif type local counter ct mark set ct mark | {bit} \
+comment "came in through the primary ENI"
+	}}
+"""
+    if policy.external_snat:
+        return text
+    outside = "ip daddr != @vpc4 ip daddr != @exclude4"
+    return (
+        text
+        + f"""\
+	chain classify {{
+		type filter hook prerouting priority -90; policy accept;
+		ct state new meta iifgroup {_GROUPS} meta nfproto ipv4 {outside} fib daddr type != local counter \
+ct mark set ct mark | {bit} meta mark set meta mark | {bit} comment "leaves the VPC"
+	}}
+	chain source_nat {{
+		type nat hook postrouting priority 110; policy accept;
+		oifname "{primary_ifname}" ip saddr != {primary_address} {outside} counter \
+snat ip to {primary_address}{_PORT_FLAG[policy.randomize_snat]} comment "leaves the VPC as the node"
+	}}
+"""
+    )
+
+
+def _set(name: str, networks: Sequence[IPv4Network]) -> str:
+    elements = f" elements = {{ {_listed(networks)} }};" if networks else ""
+    return f"set {name} {{ type ipv4_addr; flags interval; auto-merge;{elements} }}"
+
+
+def _listed(networks: Sequence[IPv4Network]) -> str:
+    return ", ".join(str(network) for network in networks)
+
+
+def schema_hash(text: str) -> str:
+    """16 hex digits; they stand in the table's comment, so that a later start sees whether anything has to be
+    rebuilt."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def install(
+    text: str, vpc_cidrs: Sequence[IPv4Network], cooling: Sequence[CoolingSeen], eni_indexes: Sequence[int]
+) -> str:
+    """Replace the whole table, with everything that varied, in one transaction: no packet sees it half made."""
+    return "".join(
+        (
+            f"add table {_TABLE}\ndelete table {_TABLE}\n",
+            f'table {_TABLE} {{\n\tcomment "enoki schema {schema_hash(text)}"\n{text}}}\n',
+            set_vpc_cidrs(vpc_cidrs),
+            _cool(cooling),
+            *(add_eni(index) for index in eni_indexes),
+        )
+    )
+
+
+def set_vpc_cidrs(cidrs: Sequence[IPv4Network]) -> str:
+    """Swap the whole set."""
+    return f"flush set {_TABLE} vpc4\nadd element {_TABLE} vpc4 {{ {_listed(cidrs)} }}\n"
+
+
+def add_eni(index: int) -> str:
+    """The chain that marks packets with the ENI's number, and the group that leads to it. Repeatable."""
+    chain = f"{_TABLE} eni_{index}"
+    return (
+        f"add chain {chain}\nflush chain {chain}\n"
+        f"add rule {chain} meta mark set meta mark & {_NOT_ENI_MASK:#x} | {index:#x} return\n"
+        f"add element {_TABLE} eni_by_group {{ {layout.POD_GROUP_BASE + index} : jump eni_{index} }}\n"
+    )
+
+
+def delete_eni(index: int) -> str:
+    """Fails as a whole when there is no such chain."""
+    return (
+        f"delete element {_TABLE} eni_by_group {{ {layout.POD_GROUP_BASE + index} : jump eni_{index} }}\n"
+        f"delete chain {_TABLE} eni_{index}\n"
+    )
+
+
+def list_table() -> str:
+    """Without set elements when the context is terse."""
+    return f"list table {_TABLE}"
+
+
+def parse_table(listing: str) -> TableSeen:
+    """Read the text that `list table` prints (nft(8), 1.0.6)."""
+    comment = _COMMENT.search(listing)
+    return TableSeen(
+        schema_hash=comment[1] if comment else "",
+        eni_indexes=frozenset(int(found[1]) for found in _ENI_CHAIN.finditer(listing)),
+    )
+
+
+def _cool(cooling: Sequence[CoolingSeen]) -> str:
+    timed = [
+        f"{each.address} timeout {max(1, round(each.remaining_s * 1000))}ms"
+        for each in cooling
+        if each.remaining_s != float("inf")
+    ]
+    return f"add element {_TABLE} {layout.COOLING_SET} {{ {', '.join(timed)} }}\n" if timed else ""

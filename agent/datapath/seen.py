@@ -1,0 +1,81 @@
+"""What the kernel holds now: links, pod routes, the cooldown set."""
+
+from __future__ import annotations
+
+import errno
+
+from agent.datapath import layout, messages
+from agent.datapath.cooling import CoolingSet
+from agent.datapath.desired import AF_INET, AF_INET6, holder_of
+from agent.datapath.messages import LinkSeen, PodRouteSeen
+from agent.datapath.netlink import NetlinkRefused, NetlinkSocket
+from agent.ipam.model import Address, AttachmentKey, Holder
+from agent.ports import AttachmentSeen, KernelSeen
+
+_NOBODY = Holder(key=AttachmentKey(container_id="", ifname=""), namespace="", pod="")
+
+
+def observe(route: NetlinkSocket, cooling: CoolingSet) -> KernelSeen:
+    """Every host veth in a pod group with the addresses routed to it, and every cooling address.
+
+    A link without an alias of ours (an ADD torn between create and alias) has a holder whose container id is empty. A
+    link without addresses is a torn ADD, or one under way: only the caller knows which keys it is working on.
+
+    Raises: NetlinkRefused, OSError.
+    """
+    links = pod_links(route)
+    addresses: dict[int, list[Address]] = {}
+    for seen in pod_routes(route):
+        addresses.setdefault(seen.ifindex, []).append(seen.address)
+    return KernelSeen(
+        attachments=tuple(
+            AttachmentSeen(
+                holder=holder_of(link.alias) or _NOBODY,
+                host_ifname=link.ifname,
+                host_ifindex=link.ifindex,
+                addresses=tuple(addresses.get(link.ifindex, ())),
+            )
+            for link in links
+        ),
+        cooling=cooling.read(),
+    )
+
+
+def pod_links(route: NetlinkSocket) -> tuple[LinkSeen, ...]:
+    """The host veths in a pod group, in the kernel's order."""
+    links = (messages.parse_link(seen.payload) for seen in route.dump(messages.dump_links("veth")))
+    # A kernel before 4.4 ignores the filter by kind.
+    return tuple(link for link in links if link.kind == "veth" and link.group in layout.POD_GROUPS)
+
+
+def veth_ifindexes(route: NetlinkSocket) -> tuple[int, ...]:
+    """Of every veth, ours or not."""
+    return tuple(messages.parse_link(seen.payload).ifindex for seen in route.dump(messages.dump_links("veth")))
+
+
+def pod_routes(route: NetlinkSocket) -> tuple[PodRouteSeen, ...]:
+    """Our routes in table `pods`, IPv4 first, in the kernel's order."""
+    seen: list[PodRouteSeen] = []
+    for family in (AF_INET, AF_INET6):
+        try:
+            dumped = route.dump(messages.dump_pod_routes(family))
+        except NetlinkRefused as exc:
+            # ENOENT: the table has never had a route. EAFNOSUPPORT, EOPNOTSUPP: a kernel without IPv6.
+            if exc.errno not in (errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+                raise
+            continue
+        seen += (found for each in dumped if (found := messages.parse_pod_route(each)) is not None)
+    return tuple(seen)
+
+
+def link_named(route: NetlinkSocket, ifname: str) -> LinkSeen | None:
+    found = route.get(messages.get_link(ifname))
+    return None if found is None else messages.parse_link(found.payload)
+
+
+def link_with_mac(route: NetlinkSocket, mac: str) -> LinkSeen | None:
+    """The link of an ENI: the oldest with this MAC that is not ours (a VLAN on top of it repeats the MAC, and is
+    younger)."""
+    links = (messages.parse_link(seen.payload) for seen in route.dump(messages.dump_links()))
+    matching = [link for link in links if link.mac == mac.lower() and not layout.is_ours(link.group)]
+    return min(matching, key=lambda link: link.ifindex, default=None)

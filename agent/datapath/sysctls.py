@@ -1,0 +1,44 @@
+"""Kernel settings of links and of the node: /proc/sys/net of the namespace the calling thread is in.
+
+A write takes about 15 us and does not wait for anything, so there is no deadline to keep.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+_ROOT: Final = "/proc/sys/net"
+
+
+def set_link_ipv4(ifname: str, key: str, value: int) -> None:
+    """Raises: OSError when the link is gone, or /proc/sys is read-only."""
+    _write(f"{_ROOT}/ipv4/conf/{ifname}/{key}", value)
+
+
+def set_link_ipv6(ifname: str, key: str, value: int) -> None:
+    """As `set_link_ipv4`; a kernel without IPv6 has no such file, and that is fine."""
+    try:
+        _write(f"{_ROOT}/ipv6/conf/{ifname}/{key}", value)
+    except FileNotFoundError:
+        return
+
+
+def enable_forwarding() -> None:
+    """net.ipv4.ip_forward = 1, written only when it is not: a write resets every link's host/router defaults."""
+    path = f"{_ROOT}/ipv4/ip_forward"
+    if Path(path).read_text().strip() != "1":
+        _write(path, 1)
+
+
+def has_ipv6() -> bool:
+    return Path(f"{_ROOT}/ipv6").exists()
+
+
+def _write(path: str, value: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, str(value).encode())
+    finally:
+        os.close(fd)

@@ -1,0 +1,396 @@
+"""EC2 for one instance: `agent.ports.Cloud` on aiobotocore.
+
+One client for the life of the agent (its EC2 model is the largest thing in the agent's memory), one request per try:
+the SDK's own retries are off, because the pool loop retries and must see every throttle. Region from the instance;
+endpoint and credentials the SDK's way (`AWS_ENDPOINT_URL_EC2`; environment, web identity, container, instance role).
+
+Changes run as transactions: cancelling the caller does not leave an ENI half attached or half removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from functools import partial
+from ipaddress import IPv4Address, IPv4Network
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from aiobotocore.config import AioConfig
+from aiobotocore.session import get_session
+
+from agent.cloud import answers, tags
+from agent.cloud.calls import CallLedger
+from agent.cloud.errors import says_not_assigned
+from agent.cloud.limits import bundled_limits
+from agent.cloud.policy import CloudPolicy
+from agent.cloud.removal import Patience, remove
+from agent.errors import AgentError, Cause, CloudFailed, CloudGone, Evidence
+from agent.ipam.model import Eni, EniId, Instance, InstanceLimits, Mac, Subnet, SubnetId
+from agent.ports import Metadata
+from agent.runtime.log import event_logger
+from agent.runtime.transactions import Transactions
+
+if TYPE_CHECKING:
+    from types_aiobotocore_ec2 import EC2Client
+    from types_aiobotocore_ec2.type_defs import (
+        CreateNetworkInterfaceRequestTypeDef,
+        DescribeNetworkInterfacesRequestTypeDef,
+        DescribeSubnetsRequestTypeDef,
+        FilterTypeDef,
+        NetworkInterfaceTypeDef,
+        SubnetTypeDef,
+    )
+
+_log = event_logger(__name__)
+
+T = TypeVar("T")
+
+_PAGE_SIZE = 1000
+"""The most EC2 allows (DescribeNetworkInterfaces, DescribeSubnets: MaxResults 5..1000)."""
+_DRAIN_S = 8.0
+"""For changes under way when the agent stops; below the ten seconds a DaemonSet's pod usually has."""
+
+
+class Ec2Cloud:
+    """Implements `agent.ports.Cloud`. Use as an async context manager; the methods work inside only."""
+
+    def __init__(
+        self,
+        *,
+        instance: Instance,
+        metadata: Metadata,
+        policy: CloudPolicy,
+        version: str,
+        patience: Patience | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """version: of the agent, for the user agent. now: the wall clock, for the ENIs' createdAt tag."""
+        self._instance = instance
+        self._metadata = metadata
+        self._policy = policy
+        self._version = version
+        self._patience = patience or Patience()
+        self._now = now
+        self._calls = CallLedger()
+        self._transactions = Transactions()
+        self._stack = AsyncExitStack()
+        self._client: EC2Client
+        # A subnet's CIDR never changes.
+        self._subnet_cidrs: dict[SubnetId, IPv4Network] = {}
+        # Create requests whose outcome is unknown, by what was asked for: sent again with the same token.
+        self._unanswered: dict[tuple[SubnetId, tuple[str, ...], int], CreateNetworkInterfaceRequestTypeDef] = {}
+
+    async def __aenter__(self) -> Self:
+        # At debug level the SDK logs whole requests, session token included.
+        for name in ("botocore", "aiobotocore"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        config = AioConfig(
+            connect_timeout=3,
+            read_timeout=15,
+            retries={"mode": "standard", "total_max_attempts": 1},
+            max_pool_connections=8,
+            user_agent_extra=f"enoki/{self._version}",
+        )
+        client = get_session().create_client("ec2", region_name=self._instance.region, config=config)
+        self._client = await self._stack.enter_async_context(client)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        unfinished = await self._transactions.drain(_DRAIN_S)
+        if unfinished:
+            _log.warning("ec2_changes_abandoned", count=unfinished)
+        await self._stack.aclose()
+
+    @property
+    def calls(self) -> Counter[tuple[str, str]]:
+        """Requests so far by (action, outcome); outcome is "ok", a cause's value, or "cancelled"."""
+        return self._calls.counts
+
+    # --- Reading -----------------------------------------------------------------------------------------------------
+
+    async def limits(self, instance_type: str) -> InstanceLimits:
+        """See `Cloud.limits`."""
+        if known := bundled_limits(instance_type):
+            return known
+        answer = await self._calls.run(
+            "DescribeInstanceTypes",
+            self._client.describe_instance_types(InstanceTypes=[instance_type]),  # type: ignore[list-item]  # a new one
+            {"instance_type": instance_type},
+        )
+        for described in answer["InstanceTypes"]:
+            return answers.limits(described)
+        raise CloudGone(
+            Cause.EC2_GONE,
+            f"DescribeInstanceTypes knows no {instance_type}",
+            evidence={"action": "DescribeInstanceTypes", "instance_type": instance_type},
+        )
+
+    async def describe_enis(self) -> tuple[Eni, ...]:
+        """See `Cloud.describe_enis`."""
+        instance_id = self._instance.instance_id
+        found = await self._network_interfaces(
+            {"Name": "attachment.instance-id", "Values": [instance_id]}, {"instance_id": instance_id}
+        )
+        attached = [(answer, at) for answer in found if (at := answers.attachment(answer)) is not None]
+        await self._learn_subnet_cidrs((SubnetId(one["SubnetId"]), Mac(one["MacAddress"])) for one, _ in attached)
+        enis = [
+            answers.eni(
+                answer,
+                at,
+                subnet_cidr=self._subnet_cidrs[SubnetId(answer["SubnetId"])],
+                instance_id=instance_id,
+                policy=self._policy,
+            )
+            for answer, at in attached
+        ]
+        return tuple(sorted(enis, key=lambda eni: (eni.card, eni.device)))
+
+    async def describe_subnets(self) -> tuple[Subnet, ...]:
+        """See `Cloud.describe_subnets`. Empty when the tags leave none."""
+        found = await self._subnets(
+            {"Name": "vpc-id", "Values": [self._instance.vpc_id]},
+            {"Name": "availability-zone", "Values": [self._instance.zone]},
+        )
+        return answers.usable_subnets(found, instance=self._instance, policy=self._policy)
+
+    async def _network_interfaces(self, wanted: FilterTypeDef, ids: Evidence) -> list[NetworkInterfaceTypeDef]:
+        request: DescribeNetworkInterfacesRequestTypeDef = {"Filters": [wanted], "MaxResults": _PAGE_SIZE}
+        found: list[NetworkInterfaceTypeDef] = []
+        while True:
+            page = await self._calls.run(
+                "DescribeNetworkInterfaces", self._client.describe_network_interfaces(**request), ids
+            )
+            found += page["NetworkInterfaces"]
+            if not (token := page.get("NextToken")):
+                return found
+            request["NextToken"] = token
+
+    async def _one_network_interface(self, eni_id: EniId) -> list[NetworkInterfaceTypeDef]:
+        # A filter, not an id parameter: EC2 then answers with nothing for an ENI it does not know.
+        return await self._network_interfaces({"Name": "network-interface-id", "Values": [eni_id]}, {"eni_id": eni_id})
+
+    async def _subnets(self, *wanted: FilterTypeDef) -> list[SubnetTypeDef]:
+        request: DescribeSubnetsRequestTypeDef = {"Filters": wanted, "MaxResults": _PAGE_SIZE}
+        found: list[SubnetTypeDef] = []
+        while True:
+            page = await self._calls.run(
+                "DescribeSubnets", self._client.describe_subnets(**request), {"vpc_id": self._instance.vpc_id}
+            )
+            found += page["Subnets"]
+            if not (token := page.get("NextToken")):
+                break
+            request["NextToken"] = token
+        for one in found:
+            self._subnet_cidrs[SubnetId(one["SubnetId"])] = IPv4Network(one.get("CidrBlock") or answers.NO_ADDRESS)
+        return found
+
+    async def _learn_subnet_cidrs(self, wanted: Iterable[tuple[SubnetId, Mac]]) -> None:
+        """Have the CIDR of each subnet: from memory, else from IMDS by an ENI in it, else one DescribeSubnets."""
+        unknown: set[SubnetId] = set()
+        for subnet_id, mac in wanted:
+            if subnet_id in self._subnet_cidrs:
+                continue
+            cidr = await self._listed_subnet_cidr(mac)
+            if cidr is None:
+                unknown.add(subnet_id)
+            else:
+                self._subnet_cidrs[subnet_id] = cidr
+        await self._require_subnets(unknown)
+
+    async def _require_subnets(self, wanted: set[SubnetId]) -> None:
+        unknown = wanted - self._subnet_cidrs.keys()
+        if unknown:
+            await self._subnets({"Name": "subnet-id", "Values": sorted(unknown)})
+        for subnet_id in unknown - self._subnet_cidrs.keys():
+            raise CloudGone(Cause.EC2_GONE, f"EC2 lists no subnet {subnet_id}", evidence={"subnet_id": subnet_id})
+
+    async def _listed_subnet_cidr(self, mac: Mac) -> IPv4Network | None:
+        try:
+            return await self._metadata.subnet_cidr(mac)
+        except CloudFailed:
+            return None  # EC2 knows it too
+
+    # --- Changing ----------------------------------------------------------------------------------------------------
+
+    async def create_eni(
+        self, *, device: int, subnet_id: SubnetId, security_groups: Sequence[str], address_count: int
+    ) -> Eni:
+        """See `Cloud.create_eni`.
+
+        Cancel: the change goes on to its end in the background; the next describe shows the ENI, attached.
+        """
+        await self._require_subnets({subnet_id})
+        return await self._finished(
+            self._create_and_attach(device, subnet_id, tuple(security_groups), address_count),
+            name=f"create ENI at device {device}",
+        )
+
+    async def delete_eni(self, eni: Eni) -> None:
+        """See `Cloud.delete_eni`. Two requests, unless EC2 is slow to let go.
+
+        Raises: ValueError for the primary and for somebody else's ENI: a bug.
+        Cancel: the removal goes on to its end in the background.
+        """
+        if eni.is_primary or not eni.managed:
+            raise ValueError(f"{eni.eni_id} is not ours to delete")
+        await self._finished(self._remove(eni.eni_id, eni.mac, eni.attachment_id), name=f"delete {eni.eni_id}")
+
+    async def assign_addresses(self, eni_id: EniId, count: int) -> tuple[IPv4Address, ...]:
+        """See `Cloud.assign_addresses`."""
+        answer = await self._calls.run(
+            "AssignPrivateIpAddresses",
+            self._client.assign_private_ip_addresses(NetworkInterfaceId=eni_id, SecondaryPrivateIpAddressCount=count),
+            {"eni_id": eni_id, "count": count},
+        )
+        return tuple(IPv4Address(one["PrivateIpAddress"]) for one in answer["AssignedPrivateIpAddresses"])
+
+    async def unassign_addresses(self, eni_id: EniId, addresses: Sequence[IPv4Address]) -> None:
+        """See `Cloud.unassign_addresses`.
+
+        EC2 refuses the whole request for one address the ENI does not have; then what it has is looked up, and the
+        rest is given back: two more requests.
+        """
+        try:
+            await self._unassign(eni_id, addresses)
+        except CloudFailed as error:
+            if not says_not_assigned(error):
+                raise
+            found = await self._one_network_interface(eni_id)
+            present = {block.network.network_address for one in found for block in answers.blocks(one)}
+            still_there = [address for address in addresses if address in present]
+            if still_there:
+                await self._unassign(eni_id, still_there)
+
+    async def _unassign(self, eni_id: EniId, addresses: Sequence[IPv4Address]) -> None:
+        await self._calls.run(
+            "UnassignPrivateIpAddresses",
+            self._client.unassign_private_ip_addresses(
+                NetworkInterfaceId=eni_id, PrivateIpAddresses=[str(address) for address in addresses]
+            ),
+            {"eni_id": eni_id, "count": len(addresses)},
+        )
+
+    async def _finished(self, change: Coroutine[Any, Any, T], *, name: str) -> T:
+        return await asyncio.shield(self._transactions.begin(change, name=name))
+
+    async def _create_and_attach(self, device: int, subnet_id: SubnetId, groups: tuple[str, ...], count: int) -> Eni:
+        created = await self._create(subnet_id, groups, count)
+        eni_id, mac = EniId(created["NetworkInterfaceId"]), Mac(created["MacAddress"])
+        attachment_id: str | None = None
+        try:
+            attachment_id = await self._attach(eni_id, device)
+            await self._delete_with_instance(eni_id, attachment_id)
+        except AgentError as error:
+            await self._discard(eni_id, mac, attachment_id, error)
+            raise
+        return answers.eni(
+            created,
+            {"AttachmentId": attachment_id, "DeviceIndex": device, "DeleteOnTermination": True},
+            subnet_cidr=self._subnet_cidrs[subnet_id],
+            instance_id=self._instance.instance_id,
+            policy=self._policy,
+        )
+
+    async def _create(self, subnet_id: SubnetId, groups: tuple[str, ...], count: int) -> NetworkInterfaceTypeDef:
+        """CreateNetworkInterface. A request whose outcome nobody told us is sent again as it was, token included."""
+        asked = (subnet_id, groups, count)
+        request = self._unanswered.pop(asked, None) or self._create_request(subnet_id, groups, count)
+        try:
+            answer = await self._calls.run(
+                "CreateNetworkInterface", self._client.create_network_interface(**request), {"subnet_id": subnet_id}
+            )
+        except CloudFailed as error:
+            if error.cause is Cause.EC2_UNAVAILABLE:
+                self._unanswered[asked] = request
+            raise
+        return answer["NetworkInterface"]
+
+    def _create_request(
+        self, subnet_id: SubnetId, groups: tuple[str, ...], count: int
+    ) -> CreateNetworkInterfaceRequestTypeDef:
+        instance_id = self._instance.instance_id
+        ours = tags.for_new_eni(self._policy, instance_id=instance_id, now=self._now())
+        request: CreateNetworkInterfaceRequestTypeDef = {
+            "ClientToken": str(uuid.uuid4()),
+            "Description": f"aws-K8S-{instance_id}",
+            "Groups": groups,
+            "SubnetId": subnet_id,
+            "TagSpecifications": [
+                {
+                    "ResourceType": "network-interface",
+                    "Tags": [{"Key": key, "Value": value} for key, value in ours.items()],
+                }
+            ],
+        }
+        if count:
+            request["SecondaryPrivateIpAddressCount"] = count
+        return request
+
+    async def _attach(self, eni_id: EniId, device: int) -> str:
+        attached = await self._calls.run(
+            "AttachNetworkInterface",
+            self._client.attach_network_interface(
+                DeviceIndex=device, InstanceId=self._instance.instance_id, NetworkInterfaceId=eni_id
+            ),
+            {"eni_id": eni_id, "device": device},
+        )
+        return attached["AttachmentId"]
+
+    async def _delete_with_instance(self, eni_id: EniId, attachment_id: str) -> None:
+        """DeleteOnTermination, which the attach request cannot set."""
+        await self._calls.run(
+            "ModifyNetworkInterfaceAttribute",
+            self._client.modify_network_interface_attribute(
+                NetworkInterfaceId=eni_id, Attachment={"AttachmentId": attachment_id, "DeleteOnTermination": True}
+            ),
+            {"eni_id": eni_id},
+        )
+
+    async def _remove(self, eni_id: EniId, mac: Mac, attachment_id: str | None) -> None:
+        await remove(
+            eni_id=eni_id,
+            mac=mac,
+            detach=partial(self._detach, eni_id, attachment_id) if attachment_id else None,
+            delete=partial(self._delete, eni_id),
+            metadata=self._metadata,
+            patience=self._patience,
+        )
+
+    async def _detach(self, eni_id: EniId, attachment_id: str) -> None:
+        await self._calls.run(
+            "DetachNetworkInterface",
+            self._client.detach_network_interface(AttachmentId=attachment_id),
+            {"eni_id": eni_id, "attachment_id": attachment_id},
+        )
+
+    async def _delete(self, eni_id: EniId) -> None:
+        await self._calls.run(
+            "DeleteNetworkInterface",
+            self._client.delete_network_interface(NetworkInterfaceId=eni_id),
+            {"eni_id": eni_id},
+        )
+
+    async def _discard(self, eni_id: EniId, mac: Mac, attachment_id: str | None, because: AgentError) -> None:
+        """Delete an ENI that could not be attached, or not be set up.
+
+        Never raises what is expected: the caller has a first cause to tell. What stays carries our tags.
+        """
+        try:
+            if attachment_id is None and because.cause is Cause.EC2_UNAVAILABLE:
+                # EC2 may have attached it and only failed to say so.
+                found = await self._one_network_interface(eni_id)
+                attached = answers.attachment(found[0]) if found else None
+                attachment_id = attached["AttachmentId"] if attached else None
+            await self._remove(eni_id, mac, attachment_id)
+        except AgentError as error:
+            _log.error("eni_not_discarded", eni_id=eni_id, because=str(because), error=str(error))
+        else:
+            _log.warning("eni_discarded", eni_id=eni_id, because=str(because))

@@ -1,0 +1,24 @@
+"""What instance types allow, from a table that comes with the agent, so that a start costs no call for it."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+
+from agent.ipam.model import InstanceLimits
+
+TABLE = "instance_limits.json"
+"""Written by scripts/instance_limits.py; the file names its source, version and date."""
+
+
+def bundled_limits(instance_type: str) -> InstanceLimits | None:
+    """The table's row, or None for a type that is newer than the table.
+
+    Reads the file each time (once per start) rather than hold 1,400 rows for one.
+    """
+    table = json.loads((files(__package__) / TABLE).read_text(encoding="utf-8"))
+    row = table["types"].get(instance_type)
+    if row is None:
+        return None
+    eni_count, addresses_per_eni = row
+    return InstanceLimits(instance_type=instance_type, eni_count=eni_count, addresses_per_eni=addresses_per_eni)

@@ -1,0 +1,21 @@
+"""What an operator may choose about ENIs and subnets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloudPolicy:
+    """Settings of the cloud adapter, frozen for the life of the agent.
+
+    cluster_name: of the EKS cluster; empty when unknown.
+    additional_eni_tags: for the ENIs we make; later ones win over our own, but for Kubernetes' keys.
+    manage_untagged_eni: True takes an attached ENI that carries neither our tag nor `no_manage` for ours.
+    subnet_discovery: True makes ENIs in any tagged subnet of the zone, False only in the node's own.
+    """
+
+    cluster_name: str = ""
+    additional_eni_tags: tuple[tuple[str, str], ...] = ()
+    manage_untagged_eni: bool = True
+    subnet_discovery: bool = True

@@ -1,0 +1,185 @@
+"""How the CNI routes look in the OpenAPI document. The routes themselves parse and render without these models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.service import Verb
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class NetworkConfig(BaseModel):
+    """The network configuration as the runtime writes it to the plugin's standard input (CNI spec, section 1)."""
+
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
+
+    cniVersion: str = Field(examples=["1.0.0"])  # noqa: N815 - the spec's spelling
+    """0.3.1, 0.4.0, 1.0.0 or 1.1.0; at least 0.4.0 for CHECK, 1.1.0 for STATUS and GC."""
+    name: str = Field(examples=["enoki"], pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,252}$")
+    type: str = Field(examples=["enoki"])
+    mtu: int | str | None = Field(default=None, examples=[9001])
+    """Of both ends of the veth pair, in bytes: 576 to 9001. The agent's own setting when absent."""
+    prevResult: dict[str, Any] | None = None  # noqa: N815 - the spec's spelling
+
+
+class CniRequest(_Document):
+    """The plugin's environment and, verbatim and last, its standard input."""
+
+    container_id: str = Field(default="", examples=["3f5a9c0e7d"])
+    """CNI_CONTAINERID; required but for STATUS and GC."""
+    netns: str = Field(default="", examples=["/var/run/netns/cni-0f1c"])
+    """CNI_NETNS; required for ADD and CHECK."""
+    ifname: str = Field(default="", examples=["eth0"])
+    """CNI_IFNAME; required but for STATUS and GC."""
+    args: str = Field(default="", examples=["IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0"])
+    """CNI_ARGS."""
+    config: NetworkConfig
+
+
+class CniInterface(_Document):
+    """One end of the veth pair; the pod's end has a sandbox."""
+
+    name: str
+    mac: str
+    mtu: int | None = None
+    """From cniVersion 1.1.0 on."""
+    sandbox: str | None = None
+
+
+class CniIp(_Document):
+    """One address of the pod."""
+
+    version: str | None = None
+    """"4" or "6"; up to cniVersion 0.4.0."""
+    address: str
+    gateway: str
+    interface: int
+    """Index into `interfaces`."""
+
+
+class CniRoute(_Document):
+    """One route in the pod."""
+
+    dst: str
+    gw: str
+
+
+class CniResult(_Document):
+    """The success object of ADD, in the form of the configuration's cniVersion."""
+
+    cniVersion: str  # noqa: N815 - the spec's spelling
+    interfaces: list[CniInterface]
+    ips: list[CniIp]
+    routes: list[CniRoute]
+    dns: dict[str, Any]
+
+
+class CniErrorObject(_Document):
+    """An error object (CNI spec, section "Error")."""
+
+    cniVersion: str  # noqa: N815 - the spec's spelling
+    code: int
+    """1 version, 3 unknown container, 4 environment, 6 undecodable, 7 network configuration, 11 try again later, 50 and
+    51 not available, 101 superseded, 102 drifted, 103 the kernel refused, 999 bug."""
+    msg: str
+    details: str | None = None
+
+
+REQUEST_EXAMPLE: dict[str, Any] = {
+    "container_id": "3f5a9c0e7d",
+    "netns": "/var/run/netns/cni-0f1c",
+    "ifname": "eth0",
+    "args": "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0",
+    "config": {"cniVersion": "1.0.0", "name": "enoki", "type": "enoki"},
+}
+RESULT_EXAMPLE: dict[str, Any] = {
+    "cniVersion": "1.0.0",
+    "interfaces": [
+        {"name": "eni2b7c0f3a1d4", "mac": "02:00:0a:00:01:09"},
+        {"name": "eth0", "mac": "06:00:0a:00:01:09", "sandbox": "/var/run/netns/cni-0f1c"},
+    ],
+    "ips": [{"address": "10.0.1.9/32", "gateway": "169.254.1.1", "interface": 1}],
+    "routes": [{"dst": "0.0.0.0/0", "gw": "169.254.1.1"}],
+    "dns": {},
+}
+
+DESCRIPTION = """\
+The header `X-Request-Id` (letters, digits and hyphens, at most 64) appears in the agent's log lines about this call."""
+
+SUMMARIES: dict[Verb, str] = {
+    Verb.ADD: "Attach a container",
+    Verb.DEL: "Detach a container",
+    Verb.CHECK: "Compare the kernel with what ADD made",
+    Verb.STATUS: "Whether ADD can be served",
+    Verb.GC: "Detach every attachment that is not listed",
+}
+
+_ERRORS: dict[int, tuple[str, dict[str, Any]]] = {
+    400: (
+        "The request can never succeed as it is.",
+        {"cniVersion": "1.0.0", "code": 4, "msg": "CNI_IFNAME is malformed", "details": "'eth/0'"},
+    ),
+    404: (
+        "The container is not attached.",
+        {"cniVersion": "1.0.0", "code": 3, "msg": "3f5a9c0e7d/eth0 is not attached"},
+    ),
+    409: (
+        "Overtaken by a newer request (101), or the kernel has drifted (102).",
+        {"cniVersion": "1.0.0", "code": 101, "msg": "a DEL of 3f5a9c0e7d/eth0 came while its ADD was running"},
+    ),
+    413: (
+        "The body is too large.",
+        {"cniVersion": "1.1.0", "code": 6, "msg": "the request is larger than 1048576 bytes"},
+    ),
+    500: ("A bug; the agent's log has the traceback.", {"cniVersion": "1.0.0", "code": 999, "msg": "internal error"}),
+    503: (
+        "The same request may succeed later.",
+        {"cniVersion": "1.0.0", "code": 11, "msg": "subnet_exhausted: subnet-0a1b has no free address"},
+    ),
+}
+
+
+def responses(verb: Verb) -> dict[int | str, dict[str, Any]]:
+    """What a CNI route answers, for FastAPI's `responses`."""
+    success: dict[int | str, dict[str, Any]] = (
+        {
+            200: {
+                "model": CniResult,
+                "description": "The result, for the runtime to read.",
+                "content": {"application/json": {"example": RESULT_EXAMPLE}},
+            }
+        }
+        if verb is Verb.ADD
+        else {204: {"description": "Done; the plugin prints nothing."}}
+    )
+    return success | {
+        status: {
+            "model": CniErrorObject,
+            "description": description,
+            "content": {"application/json": {"example": example}},
+        }
+        for status, (description, example) in _ERRORS.items()
+    }
+
+
+def request_body() -> dict[str, Any]:
+    """The request body, for FastAPI's `openapi_extra`: the route reads the bytes itself."""
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"$ref": "#/components/schemas/CniRequest"}, "example": REQUEST_EXAMPLE}
+            },
+        }
+    }
+
+
+def component_schemas() -> dict[str, Any]:
+    """Schemas that `request_body` refers to, for `components.schemas`."""
+    schema = CniRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {**schema.pop("$defs"), "CniRequest": schema}

@@ -1,0 +1,185 @@
+"""What the routes outside `/v1/cni` answer. Frozen values: the service builds them, FastAPI renders them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class View(BaseModel):
+    """Base of all answers: immutable, and a misspelt field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ConditionView(View):
+    """Something that keeps the agent from doing what it should, by the name of its cause."""
+
+    cause: str
+    """One of the closed set of causes, for example `subnet_exhausted`."""
+    message: str
+    """What was attempted, on which object, and what came back."""
+    evidence: dict[str, str | int | float] = {}
+    """Numbers and ids that prove the cause."""
+    remedy: str = ""
+    """What a person can do; empty when waiting is the remedy."""
+    retry_after_s: Seconds | None = None
+    """Seconds until the next try; null when there will be none."""
+
+
+class AddressCounts(View):
+    """Addresses by state. Only `free_count` can be handed out now."""
+
+    free_count: Count = 0
+    held_count: Count = 0
+    cooling_count: Count = 0
+    retiring_count: Count = 0
+    quarantined_count: Count = 0
+
+
+class AddressStateName(StrEnum):
+    """Where an address is in its life."""
+
+    FREE = "free"
+    HELD = "held"
+    COOLING = "cooling"
+    RETIRING = "retiring"
+    QUARANTINED = "quarantined"
+
+
+class AddressView(View):
+    """One address of the pool."""
+
+    address: Address
+    state: AddressStateName
+
+
+class PoolEniView(View):
+    """One ENI's share of the pool."""
+
+    eni_id: str
+    counts: AddressCounts
+    addresses: list[AddressView]
+    """In the order of the addresses."""
+
+
+class PoolView(View):
+    """The pool of pod addresses by state and by ENI."""
+
+    counts: AddressCounts
+    """The sum over all ENIs."""
+    waiter_count: Count
+    """ADD requests that wait for an address now."""
+    enis: list[PoolEniView]
+    reason: str = ""
+    """Why the pool's last turn did what it did."""
+    conditions: list[ConditionView] = []
+    """What keeps the pool from its targets; empty when nothing does."""
+
+
+class EniView(View):
+    """A network interface attached to this node."""
+
+    eni_id: str
+    mac: str
+    card: Count
+    """Network card index."""
+    device: Count
+    """Device index on the card; card 0, device 0 is the primary ENI."""
+    subnet_id: str
+    subnet_cidr: IPv4Network
+    primary_address: IPv4Address
+    """The ENI's own address; never given to a pod."""
+    table_id: int | None
+    """Routing table of traffic that leaves by this ENI; 254 is the main table; null until the link is set up."""
+    managed: bool
+    """False for an ENI that belongs to somebody else: counted, never touched."""
+    slot_count: Count
+    """Blocks (addresses or prefixes) the ENI can have beside its own address."""
+    blocks: list[Network]
+    """What EC2 granted: single addresses and prefixes."""
+    counts: AddressCounts
+
+
+class AllocationView(View):
+    """An attachment and the addresses it holds."""
+
+    addresses: list[Address]
+    eni_id: str
+    container_id: str
+    ifname: str
+    """Interface name inside the container."""
+    namespace: str
+    """Kubernetes namespace; empty when the runtime did not say."""
+    pod: str
+    """Pod name; empty when the runtime did not say."""
+    host_ifname: str
+    """The host's end of the veth pair; empty while it is being made."""
+
+
+class LoopView(View):
+    """One of the agent's loops."""
+
+    name: str
+    healthy: bool
+    seconds_since_good_turn_s: Seconds
+    """Seconds since the loop last finished a turn without an error."""
+    reason: str = ""
+    """The last error; empty when the last turn was good."""
+
+
+class HealthView(View):
+    """Liveness. `healthy` is false only when a restart would help."""
+
+    healthy: bool
+    loops: list[LoopView]
+
+
+class StageState(StrEnum):
+    """How far a stage of the start is."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class StageView(View):
+    """One stage of the start."""
+
+    name: str
+    state: StageState
+    since: datetime | None = None
+    """When the stage entered this state (with a time zone); null while pending."""
+    reason: str = ""
+    """Why it is where it is: what it waits for, or what failed."""
+
+
+class StartupView(View):
+    """Readiness, stage by stage, in the order they run."""
+
+    ready: bool
+    """True once ADD can be served."""
+    stages: list[StageView]
+
+
+class ProblemView(BaseModel):
+    """Problem details (RFC 9457); further members, such as `cause` or `remedy`, depend on the problem."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    type: str = "about:blank"
+    title: str
+    """The kind of problem; the same words each time."""
+    status: int
+    detail: str | None = None
+    """What happened this time."""

@@ -1,0 +1,62 @@
+"""Start the real plugin as a container runtime does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIM = ROOT / "bin" / "enoki"
+CONFIG = b'{"cniVersion":"1.0.0","name":"enoki","type":"enoki"}'
+POD_ARGS = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=c1;K8S_POD_UID=u-1"
+DEADLINE_S = 20.0
+
+Value = str | bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What the runtime sees of one run."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """Standard output, decoded."""
+        decoded: dict[str, Any] = json.loads(self.stdout)
+        return decoded
+
+
+def environment(command: str, socket: Path, **changes: Value) -> dict[bytes, bytes]:
+    """The environment of a run: a valid one, with `changes`."""
+    values: dict[str, Value] = {
+        "PATH": os.defpath,
+        "CNI_COMMAND": command,
+        "CNI_CONTAINERID": "c1",
+        "CNI_NETNS": "/var/run/netns/c1",
+        "CNI_IFNAME": "eth0",
+        "CNI_ARGS": POD_ARGS,
+        "CNI_PATH": "/opt/cni/bin",
+        "ENOKI_SOCKET": str(socket),
+        **changes,
+    }
+    return {os.fsencode(name): os.fsencode(value) for name, value in values.items()}
+
+
+def shim(command: str, socket: Path, config: bytes = CONFIG, *, program: Path = SHIM, **changes: Value) -> Outcome:
+    """Run the plugin to its end."""
+    done = subprocess.run(
+        [program],
+        env=environment(command, socket, **changes),
+        input=config,
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    return Outcome(status=done.returncode, stdout=done.stdout, stderr=done.stderr)

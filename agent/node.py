@@ -1,0 +1,203 @@
+"""A node's parts, how they come to be, and the loops that keep them going.
+
+The parts that need to know which instance this is (cloud, ledger, pool, attachments) are made by the start's stages;
+what a request may need before that (the datapath) exists from the beginning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from agent.attachments import AttachmentPolicy, Attachments
+from agent.cloud.ec2 import Ec2Cloud
+from agent.cloud.imds import ImdsMetadata
+from agent.cloud.policy import CloudPolicy
+from agent.datapath.desired import host_veth_name
+from agent.datapath.kernel import KernelDatapath
+from agent.datapath.policy import DatapathPolicy
+from agent.ipam.ledger import Ledger
+from agent.ipam.model import AttachmentKey, Holder, Instance, InstanceLimits
+from agent.ipam.plan import PoolPolicy
+from agent.ipam.pool import Pool
+from agent.ipam.recovery import recover
+from agent.runtime.log import event_logger
+from agent.runtime.reconciler import Reconciler
+from agent.runtime.startup import Startup
+
+log = event_logger(__name__)
+
+POOL_TURN_S = 60.0
+"""The longest turn of the pool: two describes, each with the cloud adapter's own deadlines."""
+SWEEP_TURN_S = 60.0
+"""The longest look for vanished attachments: one dump of the kernel and its consequences."""
+ENIS_READY_S = 3.0
+"""How long the start waits for the links of the ENIs there are. They normally exist; one whose link is missing must not
+keep pods from the addresses of the others, and the pool goes on with it."""
+DRAIN_S = 5.0
+"""How long changes of the kernel may take to end when the agent stops; they take milliseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policies:
+    """Everything an operator may choose, split by who reads it.
+
+    add_deadline_s: how long an ADD may take, the wait for the agent's start included.
+    metadata_endpoint: scheme and authority of IMDS.
+    """
+
+    cloud: CloudPolicy
+    datapath: DatapathPolicy
+    pool: PoolPolicy
+    attachments: AttachmentPolicy
+    add_deadline_s: float
+    metadata_endpoint: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What exists once the agent has recovered."""
+
+    limits: InstanceLimits
+    ledger: Ledger
+    pool: Pool
+    attachments: Attachments
+
+
+class Node:
+    """One agent: start it with `run`, as a task among others; `close` when all requests have been answered."""
+
+    def __init__(
+        self, policies: Policies, *, clock: Callable[[], float], ready: Callable[[], None], stop: asyncio.Event
+    ) -> None:
+        """clock: monotonic seconds. ready: called once, when ADD can be served. stop: set when the agent is to end."""
+        self._policies = policies
+        self._clock = clock
+        self._ready = ready
+        self.stop = stop
+        self._resources = AsyncExitStack()
+        self._metadata: ImdsMetadata
+        self._instance: Instance
+        self._cloud: Ec2Cloud
+        self.datapath = KernelDatapath(policies.datapath)
+        self.parts: Parts | None = None
+        self.startup = Startup({"identity": self._identify, "kernel": self._prepare, "addresses": self._recover})
+        self._pool_loop = Reconciler("pool", self._pool_step, timeout_s=POOL_TURN_S)
+        self._sweep_loop = Reconciler("vanished", self._sweep_step, timeout_s=SWEEP_TURN_S)
+        self.datapath.subscribe(self._sweep_loop.wake)
+
+    @property
+    def add_deadline_s(self) -> float:
+        return self._policies.add_deadline_s
+
+    def loops(self) -> tuple[Reconciler, ...]:
+        """The loops that turn once the start is done."""
+        return self._pool_loop, self._sweep_loop
+
+    def host_ifname(self, holder: Holder) -> str:
+        """The name of an attachment's host veth."""
+        return host_veth_name(holder, self._policies.datapath.veth_prefix)
+
+    async def run(self) -> None:
+        """Start, then turn the loops until cancelled. Raises whatever is a bug in any of them."""
+        async with asyncio.TaskGroup() as group:
+            # Before the first look at the kernel, so that whatever vanishes after it is noticed.
+            group.create_task(self.datapath.run(), name="kernel monitor")
+            group.create_task(self._turn_away(), name="farewell")
+            await self.startup.run()
+            self._ready()
+            for loop in self.loops():
+                group.create_task(loop.run(), name=loop.name)
+
+    async def detach_by_kernel(self, key: AttachmentKey) -> None:
+        """DEL while the agent starts: the kernel alone says what the attachment has.
+
+        The ledger that is being made may count it in all the same; its link goes soon, and the sweep finds that.
+        Raises: KernelFailed.
+        """
+        seen = await self.datapath.observe()
+        for attachment in seen.attachments:
+            if attachment.holder.key == key:
+                cooldown_s = self._policies.attachments.cooldown_s
+                await self.datapath.unwire(key, attachment.addresses, cooldown_s)
+
+    async def close(self) -> None:
+        """Let changes in flight end, then give everything back. The next start finds EC2 changes that were cut."""
+        if self.parts is not None:
+            self.parts.attachments.turn_away()
+            await self.parts.attachments.drain(DRAIN_S)
+            await self.parts.pool.close()
+        await self._resources.aclose()
+        self.datapath.close()
+
+    async def _turn_away(self) -> None:
+        """Nobody who waits for an address keeps the door from closing."""
+        await self.stop.wait()
+        if self.parts is not None:
+            self.parts.attachments.turn_away()
+
+    async def _identify(self) -> None:
+        await self._resources.aclose()  # of a try that failed half way
+        self._metadata = await self._resources.enter_async_context(
+            ImdsMetadata(endpoint=self._policies.metadata_endpoint)
+        )
+        self._instance = await self._metadata.instance()
+        self._cloud = await self._resources.enter_async_context(
+            Ec2Cloud(
+                instance=self._instance,
+                metadata=self._metadata,
+                policy=self._policies.cloud,
+                version=self._policies.version,
+            )
+        )
+        log.info("identified", instance=self._instance.instance_id, type=self._instance.instance_type)
+
+    async def _prepare(self) -> None:
+        await self.datapath.prepare_node(self._instance)
+
+    async def _recover(self) -> None:
+        limits = await self._cloud.limits(self._instance.instance_type)
+        enis = await self._cloud.describe_enis()
+        # The kernel after EC2: an attachment made between the two looks would otherwise have an unlisted address.
+        recovered = recover(await self.datapath.observe(), enis, self._clock())
+        for finding in recovered.findings:
+            log.warning("finding", kind=finding.kind, message=finding.message, **finding.evidence)
+        for repair in recovered.repairs:
+            log.info("link_discarded", host_ifname=repair.host_ifname, reason=repair.reason)
+            await self.datapath.discard_link(repair.host_ifname)
+        pool = Pool(
+            cloud=self._cloud,
+            datapath=self.datapath,
+            ledger=recovered.ledger,
+            limits=limits,
+            policy=self._policies.pool,
+            clock=self._clock,
+            wake=self._pool_loop.wake,
+        )
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ENIS_READY_S):
+                await pool.start()
+        attachments = Attachments(
+            pool=pool,
+            ledger=recovered.ledger,
+            datapath=self.datapath,
+            policy=self._policies.attachments,
+            clock=self._clock,
+        )
+        self.parts = Parts(limits=limits, ledger=recovered.ledger, pool=pool, attachments=attachments)
+        log.info("recovered", attachments=len(recovered.ledger.attachments()), enis=len(enis))
+
+    async def _pool_step(self) -> float:
+        return await self._made().pool.step()
+
+    async def _sweep_step(self) -> float:
+        return await self._made().attachments.release_vanished()
+
+    def _made(self) -> Parts:
+        if self.parts is None:
+            raise RuntimeError("the loops turn before the start is done")
+        return self.parts

@@ -57,7 +57,7 @@ class Block:
 
     @property
     def is_prefix(self) -> bool:
-        return self.network.num_addresses > 1
+        return self.network.prefixlen < self.network.max_prefixlen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

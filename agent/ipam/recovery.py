@@ -10,9 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from agent.errors import Cause, CloudGone
 from agent.ipam.ledger import Ledger
 from agent.ipam.model import Eni, Finding, FindingKind
 from agent.ports import AttachmentSeen, KernelSeen
+
+PRIMARY_AGAIN_S = 1.0
+"""When to describe again after one that lacked the primary ENI: a new instance shows up within seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +44,17 @@ def recover(seen: KernelSeen, enis: Sequence[Eni], now_s: float) -> Recovery:
     """Build the ledger. The observation of the kernel must be younger than that of EC2.
 
     Two links with the same attachment key cannot both be right: the one made last (the higher interface index) stays.
+
+    Raises: CloudGone when `enis` lacks the primary ENI. Every instance has one, so the describe is older than the
+    instance (EC2 is eventually consistent): ask again.
     """
+    if not any(eni.is_primary for eni in enis):
+        raise CloudGone(
+            Cause.EC2_GONE,
+            "EC2 does not list this instance's primary ENI yet",
+            evidence={"eni_count": len(enis)},
+            retry_after_s=PRIMARY_AGAIN_S,
+        )
     ledger = Ledger()
     findings = list(ledger.observe_enis(enis, now_s))
     repairs: list[Repair] = []

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
+import pytest
+
+from agent.errors import CloudGone
 from agent.ipam.model import AddressState, FindingKind, Holder
-from agent.ipam.recovery import DiscardLink, recover
+from agent.ipam.recovery import PRIMARY_AGAIN_S, DiscardLink, recover
 from agent.ports import AttachmentSeen, CoolingSeen, KernelSeen
 from tests.ipam_builders import a_holder, an_eni, eni_id, ip
 
@@ -87,3 +90,10 @@ def test_a_held_address_in_the_cooldown_set_stays_held_and_an_unknown_one_is_ign
     ledger = recover(seen, [an_eni(0, [ip(10)])], 0.0).ledger
     assert [view.state for view in ledger.addresses()] == [AddressState.HELD]
     assert ledger.next_cooled_s() is None
+
+
+def test_a_describe_older_than_the_instance_is_not_believed() -> None:
+    # Started on such an answer, the agent would have no ENI until the next describe, a quarter of an hour later.
+    with pytest.raises(CloudGone, match="primary ENI") as caught:
+        recover(KernelSeen(attachments=(), cooling=()), [], 0.0)
+    assert caught.value.retry_after_s == PRIMARY_AGAIN_S

@@ -1,0 +1,129 @@
+"""The scenarios: which trace, on which instance type, under which targets, over how many seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from agent.ipam.plan import PoolPolicy
+from bench import pool_traces as traces
+from bench.pool_replay import Replay, capacity, replay_ours, replay_theirs
+from bench.pool_traces import EventKind, Trace
+
+ENI_TARGET = PoolPolicy(warm_eni_target=1)
+IP_TARGETS = PoolPolicy(warm_ip_target=5, minimum_ip_target=10)
+TARGETS = {"WARM_ENI 1": ENI_TARGET, "WARM_IP 5, MIN 10": IP_TARGETS}
+
+NOT_SUPPORTED = (
+    "prefix delegation (WARM_PREFIX_TARGET, or IP targets with prefixes): start, scaling, the job every five minutes",
+    "custom networking: start",
+    "IPv6: start, and the wait for a trunk ENI",
+    "security groups for pods: the wait for a trunk ENI",
+    "pods with interfaces on several network cards: the idle second card",
+    "the hourly sweep for leaked ENIs (left out of both sides; the AWS plugin pays one describe an hour)",
+)
+"""What the AWS plugin does and this agent does not yet: nothing is replayed for these."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """trace: by seed. group: the table it belongs to."""
+
+    group: str
+    name: str
+    instance_type: str
+    targets: PoolPolicy
+    trace: Callable[[int], Trace]
+    seed_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Both pools on the same traces; the n-th replays of both have the same seed."""
+
+    scenario: Scenario
+    ours: tuple[Replay, ...]
+    theirs: tuple[Replay, ...]
+
+
+def replay(scenario: Scenario) -> Outcome:
+    """Run a scenario on both sides, with every seed."""
+    ours, theirs = [], []
+    for seed in range(scenario.seed_count):
+        trace = scenario.trace(seed)
+        ours.append(replay_ours(trace, scenario.instance_type, scenario.targets, seed))
+        theirs.append(replay_theirs(trace, scenario.instance_type, scenario.targets, seed))
+    return Outcome(scenario=scenario, ours=tuple(ours), theirs=tuple(theirs))
+
+
+def scenarios() -> Iterator[Scenario]:
+    """Every scenario, in the order of the report."""
+    yield from _scaling()
+    yield from _steady()
+    yield from _trouble()
+    for name, targets in TARGETS.items():
+        yield Scenario(
+            group="day",
+            name=f"m5.4xlarge, {name}",
+            instance_type="m5.4xlarge",
+            targets=targets,
+            trace=traces.day,
+            seed_count=3,
+        )
+
+
+def _scaling() -> Iterator[Scenario]:
+    for instance_type, count in (("m5.large", 27), ("m5.4xlarge", 50)):
+        for name, targets in TARGETS.items():
+            for gap_s, how in ((10.0, "one by one"), (0.0, "burst")):
+                yield Scenario(
+                    group="scale",
+                    name=f"{instance_type}, {name}, {how}",
+                    instance_type=instance_type,
+                    targets=targets,
+                    trace=partial(_scale, count, gap_s),
+                    seed_count=20,
+                )
+
+
+def _scale(count: int, gap_s: float, seed: int) -> Trace:
+    return traces.scale(count, gap_s, seed)
+
+
+def _steady() -> Iterator[Scenario]:
+    instance_type = "m5.4xlarge"
+    for eni_count in (1, 2, 3, 8):
+        # So many pods that WARM_ENI_TARGET=1 wants exactly this many ENIs.
+        pod_count = max(0, (eni_count - 2) * capacity(instance_type).slots + 1)
+        yield Scenario(
+            group="steady",
+            name=f"{instance_type}, WARM_ENI 1, ENIs: {eni_count}",
+            instance_type=instance_type,
+            targets=ENI_TARGET,
+            trace=_always(traces.steady(pod_count)),
+            seed_count=3,
+        )
+
+
+def _trouble() -> Iterator[Scenario]:
+    full, throttled = EventKind.FILL_SUBNET, EventKind.THROTTLE_ASSIGN
+    for group, name, instance_type, targets, trace in (
+        ("cron", "WARM_ENI 1, a 60 s pod every 5 min", "m5.4xlarge", ENI_TARGET, traces.cron(0)),
+        ("cron", "WARM_IP 5, MIN 10, 5 pods and that job", "m5.4xlarge", IP_TARGETS, traces.cron(5)),
+        ("refused", "subnet full, every ENI attached", "m5.large", IP_TARGETS, traces.refused(full, 20, 7)),
+        ("refused", "subnet full, ENIs to spare", "m5.4xlarge", IP_TARGETS, traces.refused(full, 20, 10)),
+        ("refused", "AssignPrivateIpAddresses throttled", "m5.large", IP_TARGETS, traces.refused(throttled, 20, 7)),
+    ):
+        yield Scenario(
+            group=group,
+            name=name,
+            instance_type=instance_type,
+            targets=targets,
+            trace=_always(trace),
+            seed_count=3,
+        )
+
+
+def _always(trace: Trace) -> Callable[[int], Trace]:
+    return lambda _seed: trace

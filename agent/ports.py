@@ -14,6 +14,8 @@ from typing import Protocol
 from agent.ipam.model import (
     Address,
     AttachmentKey,
+    Block,
+    BlockKind,
     Eni,
     EniId,
     Holder,
@@ -62,14 +64,14 @@ class Cloud(Protocol):
         ...
 
     async def create_eni(
-        self, *, device: int, subnet_id: SubnetId, security_groups: Sequence[str], address_count: int
+        self, *, device: int, subnet_id: SubnetId, security_groups: Sequence[str], kind: BlockKind, count: int
     ) -> Eni:
         """Create, attach and set DeleteOnTermination: three calls.
 
-        address_count: secondary addresses asked for in the create call.
+        kind, count: the blocks asked for in the create call, beside the ENI's own primary address.
         The answer's `blocks` are what EC2 granted. When attach or modify fails, the ENI is deleted before raising.
 
-        Raises: CloudLimit (subnet_exhausted, ec2_limit), CloudThrottled, CloudDenied, CloudFailed.
+        Raises: CloudLimit (subnet_exhausted, subnet_fragmented, ec2_limit), CloudThrottled, CloudDenied, CloudFailed.
         Idempotent: the create call carries a client token.
         Cancel: an unattached ENI carries our tags and is found by the leak sweep.
         """
@@ -79,17 +81,17 @@ class Cloud(Protocol):
         """Detach, wait until available, delete. An ENI that is gone already is success."""
         ...
 
-    async def assign_addresses(self, eni_id: EniId, count: int) -> tuple[IPv4Address, ...]:
-        """Ask for `count` more secondary addresses; the ones granted (perhaps fewer).
+    async def assign_blocks(self, eni_id: EniId, kind: BlockKind, count: int) -> tuple[Block, ...]:
+        """Ask for `count` more blocks of a kind; the ones granted (perhaps fewer).
 
-        Raises: CloudLimit(ec2_limit: the ENI is full; subnet_exhausted), CloudGone, CloudThrottled, CloudDenied,
-        CloudFailed.
+        Raises: CloudLimit(ec2_limit: the ENI is full; subnet_exhausted; subnet_fragmented: too few whole /28 are free),
+        CloudGone, CloudThrottled, CloudDenied, CloudFailed.
         Idempotent: no; observe before calling again. Cancel: a granted address is found by the next describe.
         """
         ...
 
-    async def unassign_addresses(self, eni_id: EniId, addresses: Sequence[IPv4Address]) -> None:
-        """Give secondary addresses back. Addresses the ENI does not have are success."""
+    async def unassign_blocks(self, eni_id: EniId, blocks: Sequence[Block]) -> None:
+        """Give blocks back: one call per kind. Blocks the ENI does not have are success."""
         ...
 
 

@@ -69,7 +69,7 @@ class MemoryClient:
     async def create_network_interface(self, **request: Any) -> dict[str, Any]:
         wish = CreateInterface(
             subnet_id=request["SubnetId"],
-            ipv4=Ipv4Wish(count=request.get("SecondaryPrivateIpAddressCount", 0)),
+            ipv4=_wish(request),
             security_group_ids=tuple(request["Groups"]),
             description=request["Description"],
             tags={tag["Key"]: tag["Value"] for each in request["TagSpecifications"] for tag in each["Tags"]},
@@ -113,18 +113,21 @@ class MemoryClient:
         return {}
 
     async def assign_private_ip_addresses(self, **request: Any) -> dict[str, Any]:
-        wish = Ipv4Wish(count=request["SecondaryPrivateIpAddressCount"])
         grant = await self._change(
             "AssignPrivateIpAddresses",
-            lambda state, rules: assign_ipv4(state, rules, request["NetworkInterfaceId"], wish),
+            lambda state, rules: assign_ipv4(state, rules, request["NetworkInterfaceId"], _wish(request)),
         )
-        return {"AssignedPrivateIpAddresses": [{"PrivateIpAddress": str(each)} for each in grant.addresses]}
+        return {
+            "AssignedPrivateIpAddresses": [{"PrivateIpAddress": str(each)} for each in grant.addresses],
+            "AssignedIpv4Prefixes": [{"Ipv4Prefix": str(each)} for each in grant.prefixes],
+        }
 
     async def unassign_private_ip_addresses(self, **request: Any) -> dict[str, Any]:
-        addresses = tuple(IPv4Address(each) for each in request["PrivateIpAddresses"])
+        addresses = tuple(IPv4Address(each) for each in request.get("PrivateIpAddresses", ()))
+        prefixes = tuple(IPv4Network(each) for each in request.get("Ipv4Prefixes", ()))
         await self._change(
             "UnassignPrivateIpAddresses",
-            lambda state, _: unassign_ipv4(state, request["NetworkInterfaceId"], addresses, ()),
+            lambda state, _: unassign_ipv4(state, request["NetworkInterfaceId"], addresses, prefixes),
         )
         return {}
 
@@ -208,6 +211,12 @@ def _wanted(request: Mapping[str, Any]) -> by.Filters:
     return tuple((each["Name"], tuple(each["Values"])) for each in request["Filters"])
 
 
+def _wish(request: Mapping[str, Any]) -> Ipv4Wish:
+    return Ipv4Wish(
+        count=request.get("SecondaryPrivateIpAddressCount", 0), prefix_count=request.get("Ipv4PrefixCount", 0)
+    )
+
+
 def _client_error(action: str, refused: Ec2Error) -> ClientError:
     answer = {
         "Error": {"Code": refused.code, "Message": refused.message},
@@ -224,6 +233,7 @@ def _network_interface(eni: EniRecord) -> dict[str, Any]:
         "InterfaceType": "interface",
         "PrivateIpAddress": str(eni.primary_address),
         "PrivateIpAddresses": _addresses((eni.primary_address, *eni.secondary_addresses)),
+        "Ipv4Prefixes": [{"Ipv4Prefix": str(each)} for each in eni.ipv4_prefixes],
         "Groups": [{"GroupId": group} for group in eni.security_group_ids],
         "TagSet": _tags(eni.tags),
     }

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 
 from agent.ipam.ledger import Ledger
-from agent.ipam.model import AttachmentKey, Block, Eni, EniId, Holder, InstanceLimits, Mac, SubnetId
+from agent.ipam.model import Address, AttachmentKey, Block, Eni, EniId, Holder, InstanceLimits, Mac, SubnetId
 
 M5_LARGE = InstanceLimits(instance_type="m5.large", eni_count=3, addresses_per_eni=10)
 M5_4XLARGE = InstanceLimits(instance_type="m5.4xlarge", eni_count=8, addresses_per_eni=30)
@@ -23,6 +23,16 @@ def ip(number: int) -> IPv4Address:
     return CIDR[number]
 
 
+def single(address: Address) -> Block:
+    """A secondary address."""
+    return Block(network=IPv4Network(str(address)))
+
+
+def prefix(number: int) -> Block:
+    """The `number`-th /28 of the subnet."""
+    return Block(network=IPv4Network((CIDR[16 * number], 28)))
+
+
 def eni_id(device: int) -> EniId:
     return EniId(f"eni-{device:017x}")
 
@@ -31,6 +41,7 @@ def an_eni(
     device: int = 0,
     addresses: Iterable[IPv4Address] = (),
     *,
+    prefixes: Iterable[Block] = (),
     card: int = 0,
     subnet_id: SubnetId = SUBNET,
     managed: bool = True,
@@ -45,7 +56,7 @@ def an_eni(
         subnet_id=subnet_id,
         subnet_cidr=CIDR,
         primary_address=CIDR[60_000 + number],
-        blocks=tuple(Block(network=IPv4Network(address)) for address in addresses),
+        blocks=(*(single(address) for address in addresses), *prefixes),
         attachment_id=f"eni-attach-{number:017x}",
         security_groups=("sg-0000000000000000a",),
         delete_on_termination=True,

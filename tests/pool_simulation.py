@@ -11,19 +11,19 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import assert_never
 
 from agent.ipam.demand import DemandHistory
-from agent.ipam.model import AddressState, Block, Eni, EniId, InstanceLimits, Subnet
+from agent.ipam.model import AddressState, Eni, EniId, InstanceLimits, Subnet
 from agent.ipam.plan import (
     Action,
-    AssignAddresses,
+    AssignBlocks,
     CreateEni,
     Observation,
     Plan,
     PoolPolicy,
     ReleaseEni,
-    UnassignAddresses,
+    UnassignBlocks,
 )
 from agent.ipam.planner import account, eni_limit, plan
-from tests.ipam_builders import SUBNET, a_holder, a_ledger, an_eni, ip
+from tests.ipam_builders import SUBNET, a_holder, a_ledger, an_eni, ip, single
 
 COOLDOWN_S = 30.0
 
@@ -121,32 +121,32 @@ class SimulatedNode:
                 self.calls.update(["create", "attach", "modify"])
                 assert len(self.enis) < eni_limit(self.limits, self.policy), "more ENIs than allowed"
                 assert action.device not in {eni.device for eni in self.enis.values()}, "device index taken"
-                assert 1 <= action.address_count <= self.limits.slots
+                assert 1 <= action.count <= self.limits.slots
                 self._next_eni += 1
-                granted = self._take(action.address_count + 1)[1:]
+                granted = self._take(action.count + 1)[1:]
                 eni = an_eni(action.device, granted, name=self._next_eni)
                 self.enis[eni.eni_id] = eni
                 self.ledger.inventory.add_eni(eni, self.now_s)
                 self.ledger.inventory.eni_ready(eni.eni_id, action.device + 1)
-            case AssignAddresses():
+            case AssignBlocks():
                 self.calls.update(["assign"])
                 eni = self.enis[action.eni_id]
                 assert eni.managed
                 assert action.count >= 1
                 assert len(eni.blocks) + action.count <= self.limits.slots, "more addresses than the ENI can have"
                 granted = self._take(action.count)
-                blocks = tuple(Block(network=IPv4Network(address)) for address in granted)
+                blocks = tuple(single(address) for address in granted)
                 self.enis[action.eni_id] = replace(eni, blocks=eni.blocks + blocks)
-                self.ledger.inventory.granted(action.eni_id, granted, self.now_s)
-            case UnassignAddresses():
+                self.ledger.inventory.granted(action.eni_id, blocks, self.now_s)
+            case UnassignBlocks():
                 self.calls.update(["unassign"])
-                self.ledger.inventory.retire(action.addresses, self.now_s)  # raises unless they are free
+                self.ledger.inventory.retire(action.blocks, self.now_s)  # raises unless they are free
                 eni = self.enis[action.eni_id]
-                left = tuple(block for block in eni.blocks if block.network.network_address not in action.addresses)
-                assert len(left) == len(eni.blocks) - len(action.addresses), "not an address of this ENI"
+                left = tuple(block for block in eni.blocks if block not in action.blocks)
+                assert len(left) == len(eni.blocks) - len(action.blocks), "not an address of this ENI"
                 self.enis[action.eni_id] = replace(eni, blocks=left)
-                self.subnet_free_count += len(action.addresses)
-                self.ledger.inventory.retired(action.addresses, self.now_s)
+                self.subnet_free_count += len(action.blocks)
+                self.ledger.inventory.retired(action.blocks, self.now_s)
             case ReleaseEni():
                 self.calls.update(["detach", "delete"])
                 self.ledger.inventory.retire_eni(action.eni_id, self.now_s)  # raises when anybody uses it

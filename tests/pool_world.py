@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 
 import pytest
 
@@ -21,6 +21,7 @@ from agent.ipam.model import (
     AddressState,
     AttachmentKey,
     Block,
+    BlockKind,
     Eni,
     EniId,
     Instance,
@@ -35,7 +36,7 @@ from agent.ipam.pool import Pool
 from agent.ipam.recovery import recover
 from agent.ports import KernelSeen, PodWiring, Wired
 from agent.runtime.reconciler import Reconciler
-from tests.ipam_builders import CIDR, M5_4XLARGE, SUBNET, a_holder, an_eni, ip
+from tests.ipam_builders import CIDR, M5_4XLARGE, SUBNET, a_holder, an_eni, ip, prefix, single
 
 COOLDOWN_S = 30.0
 
@@ -127,6 +128,7 @@ class MemoryEc2:
         self.link_delay_s = 1.5
         self.lost_replies: deque[AgentError] = deque()
         self._next_address = 10
+        self._next_prefix = 2_000
         self._next_eni = 1_000
         self.attach(an_eni(0))
 
@@ -151,16 +153,17 @@ class MemoryEc2:
         return tuple(Subnet(subnet_id=one, cidr=CIDR, free_address_count=count) for one, count in free)
 
     async def create_eni(
-        self, *, device: int, subnet_id: SubnetId, security_groups: Sequence[str], address_count: int
+        self, *, device: int, subnet_id: SubnetId, security_groups: Sequence[str], kind: BlockKind, count: int
     ) -> Eni:
         assert security_groups
         await self._request("create")
-        self._take(subnet_id, address_count + 1, "create")
-        assert 1 <= address_count <= self.type_limits.slots
+        self._take(subnet_id, count * kind.address_count + 1, "create")
+        assert 1 <= count <= self.type_limits.slots
         assert len(self.enis) < self.type_limits.eni_count, "more ENIs than the type allows"
         assert device not in {eni.device for eni in self.enis.values()}, "device index is taken"
         self._next_eni += 1
-        eni = an_eni(device, self._new(address_count), subnet_id=subnet_id, name=self._next_eni)
+        eni = an_eni(device, subnet_id=subnet_id, name=self._next_eni)
+        eni = replace(eni, blocks=self._new(kind, count))
         self.enis[eni.eni_id] = eni
         if self.link_delay_s < 3_600.0:
             asyncio.get_running_loop().call_later(self.link_delay_s, self.kernel.plug, eni.mac)
@@ -170,26 +173,27 @@ class MemoryEc2:
         await self._request("delete")
         gone = self.enis.pop(eni.eni_id)
         assert not self.held() & _addresses(gone), "an ENI that pods use was deleted"
-        self.subnet_free[gone.subnet_id] += len(gone.blocks) + 1
+        self.subnet_free[gone.subnet_id] += len(_addresses(gone)) + 1
 
-    async def assign_addresses(self, eni_id: EniId, count: int) -> tuple[IPv4Address, ...]:
+    async def assign_blocks(self, eni_id: EniId, kind: BlockKind, count: int) -> tuple[Block, ...]:
         await self._request("assign")
         eni = self.enis[eni_id]
         assert 1 <= count <= self.type_limits.slots - len(eni.blocks), "more addresses than the ENI takes"
-        self._take(eni.subnet_id, count, "assign")
-        granted = self._new(count)
-        blocks = tuple(Block(network=IPv4Network(address)) for address in granted)
+        self._take(eni.subnet_id, count * kind.address_count, "assign")
+        blocks = self._new(kind, count)
         self.enis[eni_id] = replace(eni, blocks=eni.blocks + blocks)
         if self.lost_replies:
             raise self.lost_replies.popleft()
-        return granted
+        return blocks
 
-    async def unassign_addresses(self, eni_id: EniId, addresses: Sequence[IPv4Address]) -> None:
+    async def unassign_blocks(self, eni_id: EniId, blocks: Sequence[Block]) -> None:
         await self._request("unassign")
-        assert not self.held() & set(addresses), "an address that a pod uses was taken away"
+        assert not self.held() & {address for block in blocks for address in block.addresses()}, (
+            "an address that a pod uses was taken away"
+        )
         eni = self.enis[eni_id]
-        left = tuple(block for block in eni.blocks if block.network.network_address not in addresses)
-        self.subnet_free[eni.subnet_id] += len(eni.blocks) - len(left)
+        left = tuple(block for block in eni.blocks if block not in blocks)
+        self.subnet_free[eni.subnet_id] += sum(block.kind.address_count for block in eni.blocks if block in blocks)
         self.enis[eni_id] = replace(eni, blocks=left)
         if self.lost_replies:
             raise self.lost_replies.popleft()
@@ -209,9 +213,12 @@ class MemoryEc2:
             raise CloudLimit(Cause.SUBNET_EXHAUSTED, f"{action}: subnet {subnet_id} is full", remedy="a larger subnet")
         self.subnet_free[subnet_id] -= count
 
-    def _new(self, count: int) -> tuple[IPv4Address, ...]:
+    def _new(self, kind: BlockKind, count: int) -> tuple[Block, ...]:
+        if kind is BlockKind.IPV4_PREFIX:
+            self._next_prefix += count
+            return tuple(prefix(self._next_prefix - n) for n in range(count))
         self._next_address += count
-        return tuple(ip(self._next_address - n) for n in range(count))
+        return tuple(single(ip(self._next_address - n)) for n in range(count))
 
 
 class PoolWorld:
@@ -284,7 +291,7 @@ async def pool_world(
 
 
 def _addresses(eni: Eni) -> set[Address]:
-    return {block.network.network_address for block in eni.blocks}
+    return {address for block in eni.blocks for address in block.addresses()}
 
 
 def throttled(retry_after_s: float | None = None) -> CloudThrottled:

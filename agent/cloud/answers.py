@@ -12,6 +12,7 @@ from agent.ipam.model import Block, Eni, EniId, Instance, InstanceLimits, Mac, S
 
 if TYPE_CHECKING:
     from types_aiobotocore_ec2.type_defs import (
+        AssignPrivateIpAddressesResultTypeDef,
         InstanceTypeInfoTypeDef,
         NetworkInterfaceAttachmentTypeDef,
         NetworkInterfaceTypeDef,
@@ -49,6 +50,7 @@ def eni(
         manage_untagged=policy.manage_untagged_eni,
     )
     primary_address = IPv4Address(answer.get("PrivateIpAddress") or NO_ADDRESS)
+    interface_type = answer.get("InterfaceType", "interface")
     return Eni(
         eni_id=EniId(answer["NetworkInterfaceId"]),
         mac=Mac(answer["MacAddress"].lower()),
@@ -61,10 +63,16 @@ def eni(
         attachment_id=attached["AttachmentId"],
         security_groups=tuple(group["GroupId"] for group in answer.get("Groups", ())),
         delete_on_termination=attached.get("DeleteOnTermination", False),
-        managed=ours
-        and primary_address != NO_ADDRESS
-        and answer.get("InterfaceType", "interface") in _POD_INTERFACE_TYPES,
+        interface_type=interface_type,
+        managed=ours and primary_address != NO_ADDRESS and interface_type in _POD_INTERFACE_TYPES,
     )
+
+
+def granted(answer: AssignPrivateIpAddressesResultTypeDef) -> tuple[Block, ...]:
+    """What AssignPrivateIpAddresses granted: of the kind that was asked for."""
+    addresses = (one["PrivateIpAddress"] for one in answer.get("AssignedPrivateIpAddresses", ()))
+    prefixes = (one["Ipv4Prefix"] for one in answer.get("AssignedIpv4Prefixes", ()))
+    return tuple(Block(network=IPv4Network(text)) for text in (*addresses, *prefixes))
 
 
 def blocks(answer: NetworkInterfaceTypeDef) -> tuple[Block, ...]:

@@ -17,9 +17,9 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from functools import partial
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, assert_never
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
@@ -31,7 +31,7 @@ from agent.cloud.limits import bundled_limits
 from agent.cloud.policy import CloudPolicy
 from agent.cloud.removal import Patience, remove
 from agent.errors import AgentError, Cause, CloudFailed, CloudGone, Evidence
-from agent.ipam.model import Eni, EniId, Instance, InstanceLimits, Mac, Subnet, SubnetId
+from agent.ipam.model import Block, BlockKind, Eni, EniId, Instance, InstanceLimits, Mac, Subnet, SubnetId
 from agent.ports import Metadata
 from agent.runtime.log import event_logger
 from agent.runtime.transactions import Transactions
@@ -39,17 +39,22 @@ from agent.runtime.transactions import Transactions
 if TYPE_CHECKING:
     from types_aiobotocore_ec2 import EC2Client
     from types_aiobotocore_ec2.type_defs import (
+        AssignPrivateIpAddressesRequestTypeDef,
         CreateNetworkInterfaceRequestTypeDef,
         DescribeNetworkInterfacesRequestTypeDef,
         DescribeSubnetsRequestTypeDef,
         FilterTypeDef,
         NetworkInterfaceTypeDef,
         SubnetTypeDef,
+        UnassignPrivateIpAddressesRequestTypeDef,
     )
 
 _log = event_logger(__name__)
 
 T = TypeVar("T")
+
+_Asked = tuple[SubnetId, tuple[str, ...], BlockKind, int]
+"""What a new ENI is asked to be: subnet, security groups, kind and number of its blocks."""
 
 _PAGE_SIZE = 1000
 """The most EC2 allows (DescribeNetworkInterfaces, DescribeSubnets: MaxResults 5..1000)."""
@@ -84,7 +89,7 @@ class Ec2Cloud:
         # A subnet's CIDR never changes.
         self._subnet_cidrs: dict[SubnetId, IPv4Network] = {}
         # Create requests whose outcome is unknown, by what was asked for: sent again with the same token.
-        self._unanswered: dict[tuple[SubnetId, tuple[str, ...], int], CreateNetworkInterfaceRequestTypeDef] = {}
+        self._unanswered: dict[_Asked, CreateNetworkInterfaceRequestTypeDef] = {}
 
     async def __aenter__(self) -> Self:
         # At debug level the SDK logs whole requests, session token included.
@@ -221,7 +226,7 @@ class Ec2Cloud:
     # --- Changing ----------------------------------------------------------------------------------------------------
 
     async def create_eni(
-        self, *, device: int, subnet_id: SubnetId, security_groups: Sequence[str], address_count: int
+        self, *, device: int, subnet_id: SubnetId, security_groups: Sequence[str], kind: BlockKind, count: int
     ) -> Eni:
         """See `Cloud.create_eni`.
 
@@ -229,7 +234,7 @@ class Ec2Cloud:
         """
         await self._require_subnets({subnet_id})
         return await self._finished(
-            self._create_and_attach(device, subnet_id, tuple(security_groups), address_count),
+            self._create_and_attach(device, (subnet_id, tuple(security_groups), kind, count)),
             name=f"create ENI at device {device}",
         )
 
@@ -243,46 +248,66 @@ class Ec2Cloud:
             raise ValueError(f"{eni.eni_id} is not ours to delete")
         await self._finished(self._remove(eni.eni_id, eni.mac, eni.attachment_id), name=f"delete {eni.eni_id}")
 
-    async def assign_addresses(self, eni_id: EniId, count: int) -> tuple[IPv4Address, ...]:
-        """See `Cloud.assign_addresses`."""
+    async def assign_blocks(self, eni_id: EniId, kind: BlockKind, count: int) -> tuple[Block, ...]:
+        """See `Cloud.assign_blocks`."""
+        request: AssignPrivateIpAddressesRequestTypeDef = {"NetworkInterfaceId": eni_id}
+        match kind:
+            case BlockKind.IPV4_ADDRESS:
+                request["SecondaryPrivateIpAddressCount"] = count
+            case BlockKind.IPV4_PREFIX:
+                request["Ipv4PrefixCount"] = count
+            case _:
+                assert_never(kind)
         answer = await self._calls.run(
             "AssignPrivateIpAddresses",
-            self._client.assign_private_ip_addresses(NetworkInterfaceId=eni_id, SecondaryPrivateIpAddressCount=count),
-            {"eni_id": eni_id, "count": count},
+            self._client.assign_private_ip_addresses(**request),
+            {"eni_id": eni_id, "kind": kind, "count": count},
         )
-        return tuple(IPv4Address(one["PrivateIpAddress"]) for one in answer["AssignedPrivateIpAddresses"])
+        return answers.granted(answer)
 
-    async def unassign_addresses(self, eni_id: EniId, addresses: Sequence[IPv4Address]) -> None:
-        """See `Cloud.unassign_addresses`.
+    async def unassign_blocks(self, eni_id: EniId, blocks: Sequence[Block]) -> None:
+        """See `Cloud.unassign_blocks`.
 
-        EC2 refuses the whole request for one address the ENI does not have; then what it has is looked up, and the
+        EC2 refuses the whole request for one block the ENI does not have; then what it has is looked up, and the
         rest is given back: two more requests.
         """
+        for kind in BlockKind:
+            of_kind = [block for block in blocks if block.kind is kind]
+            if of_kind:
+                await self._unassign_present(eni_id, kind, of_kind)
+
+    async def _unassign_present(self, eni_id: EniId, kind: BlockKind, blocks: Sequence[Block]) -> None:
         try:
-            await self._unassign(eni_id, addresses)
+            await self._unassign(eni_id, kind, blocks)
         except CloudFailed as error:
             if not says_not_assigned(error):
                 raise
             found = await self._one_network_interface(eni_id)
-            present = {block.network.network_address for one in found for block in answers.blocks(one)}
-            still_there = [address for address in addresses if address in present]
+            present = {block for one in found for block in answers.blocks(one)}
+            still_there = [block for block in blocks if block in present]
             if still_there:
-                await self._unassign(eni_id, still_there)
+                await self._unassign(eni_id, kind, still_there)
 
-    async def _unassign(self, eni_id: EniId, addresses: Sequence[IPv4Address]) -> None:
+    async def _unassign(self, eni_id: EniId, kind: BlockKind, blocks: Sequence[Block]) -> None:
+        request: UnassignPrivateIpAddressesRequestTypeDef = {"NetworkInterfaceId": eni_id}
+        match kind:
+            case BlockKind.IPV4_ADDRESS:
+                request["PrivateIpAddresses"] = [str(block) for block in blocks]
+            case BlockKind.IPV4_PREFIX:
+                request["Ipv4Prefixes"] = [str(block) for block in blocks]
+            case _:
+                assert_never(kind)
         await self._calls.run(
             "UnassignPrivateIpAddresses",
-            self._client.unassign_private_ip_addresses(
-                NetworkInterfaceId=eni_id, PrivateIpAddresses=[str(address) for address in addresses]
-            ),
-            {"eni_id": eni_id, "count": len(addresses)},
+            self._client.unassign_private_ip_addresses(**request),
+            {"eni_id": eni_id, "kind": kind, "count": len(blocks)},
         )
 
     async def _finished(self, change: Coroutine[Any, Any, T], *, name: str) -> T:
         return await asyncio.shield(self._transactions.begin(change, name=name))
 
-    async def _create_and_attach(self, device: int, subnet_id: SubnetId, groups: tuple[str, ...], count: int) -> Eni:
-        created = await self._create(subnet_id, groups, count)
+    async def _create_and_attach(self, device: int, asked: _Asked) -> Eni:
+        created = await self._create(asked)
         eni_id, mac = EniId(created["NetworkInterfaceId"]), Mac(created["MacAddress"])
         attachment_id: str | None = None
         try:
@@ -294,18 +319,17 @@ class Ec2Cloud:
         return answers.eni(
             created,
             {"AttachmentId": attachment_id, "DeviceIndex": device, "DeleteOnTermination": True},
-            subnet_cidr=self._subnet_cidrs[subnet_id],
+            subnet_cidr=self._subnet_cidrs[asked[0]],
             instance_id=self._instance.instance_id,
             policy=self._policy,
         )
 
-    async def _create(self, subnet_id: SubnetId, groups: tuple[str, ...], count: int) -> NetworkInterfaceTypeDef:
+    async def _create(self, asked: _Asked) -> NetworkInterfaceTypeDef:
         """CreateNetworkInterface. A request whose outcome nobody told us is sent again as it was, token included."""
-        asked = (subnet_id, groups, count)
-        request = self._unanswered.pop(asked, None) or self._create_request(subnet_id, groups, count)
+        request = self._unanswered.pop(asked, None) or self._create_request(*asked)
         try:
             answer = await self._calls.run(
-                "CreateNetworkInterface", self._client.create_network_interface(**request), {"subnet_id": subnet_id}
+                "CreateNetworkInterface", self._client.create_network_interface(**request), {"subnet_id": asked[0]}
             )
         except CloudFailed as error:
             if error.cause is Cause.EC2_UNAVAILABLE:
@@ -314,7 +338,7 @@ class Ec2Cloud:
         return answer["NetworkInterface"]
 
     def _create_request(
-        self, subnet_id: SubnetId, groups: tuple[str, ...], count: int
+        self, subnet_id: SubnetId, groups: tuple[str, ...], kind: BlockKind, count: int
     ) -> CreateNetworkInterfaceRequestTypeDef:
         instance_id = self._instance.instance_id
         ours = tags.for_new_eni(self._policy, instance_id=instance_id, now=self._now())
@@ -331,7 +355,13 @@ class Ec2Cloud:
             ],
         }
         if count:
-            request["SecondaryPrivateIpAddressCount"] = count
+            match kind:
+                case BlockKind.IPV4_ADDRESS:
+                    request["SecondaryPrivateIpAddressCount"] = count
+                case BlockKind.IPV4_PREFIX:
+                    request["Ipv4PrefixCount"] = count
+                case _:
+                    assert_never(kind)
         return request
 
     async def _attach(self, eni_id: EniId, device: int) -> str:

@@ -214,7 +214,10 @@ def _answered(action: str, error: ClientError, ids: Evidence) -> AgentError:
     metadata = answer.get("ResponseMetadata", {})
     code = str(answer.get("Error", {}).get("Code", "Unknown"))
     status = int(metadata.get("HTTPStatusCode", 0))
+    said = str(answer.get("Error", {}).get("Message", "")).rstrip(". ")
     reaction = REACTIONS.get(code) or (_REFUSED if 400 <= status < 500 else _UNAVAILABLE)
+    if _says_no_room(code, said):
+        reaction = _FRAGMENTED
     evidence: dict[str, str | int | float] = {
         **ids,
         "action": action,
@@ -225,7 +228,6 @@ def _answered(action: str, error: ClientError, ids: Evidence) -> AgentError:
     # RFC 9110 10.2.3; EC2 rarely sends it, and a date in it is not worth parsing.
     hint = str(metadata.get("HTTPHeaders", {}).get("retry-after", ""))
     retry_after_s = float(hint) if hint.isascii() and hint.isdigit() else reaction.retry_after_s
-    said = str(answer.get("Error", {}).get("Message", "")).rstrip(". ")
     return _build(reaction, action, f"{_subject(action, ids)}: {code}: {said}", evidence, retry_after_s)
 
 
@@ -251,6 +253,11 @@ def says_in_use(error: AgentError) -> bool:
     return code == "InvalidNetworkInterface.InUse" or (
         code == "InvalidParameterValue" and "in use" in error.message.lower()
     )
+
+
+def _says_no_room(code: str, message: str) -> bool:
+    """EC2's other way to refuse prefixes: in a subnet that has fewer free addresses than they take."""
+    return code == "InvalidParameterValue" and "sufficient free ipv4 addresses or prefixes" in message.lower()
 
 
 def says_not_assigned(error: AgentError) -> bool:

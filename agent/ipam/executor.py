@@ -18,7 +18,7 @@ from agent.ipam.inventory import CONSISTENCY_S
 from agent.ipam.ledger import Ledger
 from agent.ipam.lookout import Lookout, exhausted
 from agent.ipam.model import Eni, EniId, SubnetId
-from agent.ipam.plan import Action, AssignAddresses, CreateEni, ReleaseEni, UnassignAddresses
+from agent.ipam.plan import Action, AssignBlocks, CreateEni, ReleaseEni, UnassignBlocks
 from agent.ipam.trouble import GROW, SHRINK, eni_scope
 from agent.ports import Cloud, Datapath
 from agent.runtime.log import bind_request, event_logger
@@ -89,12 +89,17 @@ class Executor:
         fields: dict[str, object] = {}
         match action:
             case CreateEni():
-                fields = {"device": action.device, "subnet": action.subnet_id, "count": action.address_count}
-            case AssignAddresses():
-                fields = {"eni": action.eni_id, "count": action.count}
-            case UnassignAddresses():
-                self._inventory.retire(action.addresses, now_s)
-                fields = {"eni": action.eni_id, "addresses": [str(address) for address in action.addresses]}
+                fields = {
+                    "device": action.device,
+                    "subnet": action.subnet_id,
+                    "kind": action.kind,
+                    "count": action.count,
+                }
+            case AssignBlocks():
+                fields = {"eni": action.eni_id, "kind": action.kind, "count": action.count}
+            case UnassignBlocks():
+                self._inventory.retire(action.blocks, now_s)
+                fields = {"eni": action.eni_id, "blocks": [str(block) for block in action.blocks]}
             case ReleaseEni():
                 self._inventory.retire_eni(action.eni_id, now_s)
                 fields = {"eni": action.eni_id}
@@ -140,9 +145,9 @@ class Executor:
         match job:
             case CreateEni():
                 await self._create(job)
-            case AssignAddresses():
+            case AssignBlocks():
                 await self._assign(job)
-            case UnassignAddresses():
+            case UnassignBlocks():
                 await self._unassign(job)
             case ReleaseEni():
                 await self._release_eni(job)
@@ -153,12 +158,12 @@ class Executor:
 
     # ---- growing
 
-    async def _assign(self, action: AssignAddresses) -> None:
+    async def _assign(self, action: AssignBlocks) -> None:
         subnet_id = self._eni(action.eni_id).subnet_id
         try:
-            granted = await self._cloud.assign_addresses(action.eni_id, action.count)
+            granted = await self._cloud.assign_blocks(action.eni_id, action.kind, action.count)
         except AgentError as error:
-            await self._growth_failed(subnet_id, action.count, error)
+            await self._growth_failed(subnet_id, action.count * action.kind.address_count, error)
             return
         self._inventory.granted(action.eni_id, granted, self._clock())
         self._serve()
@@ -170,11 +175,12 @@ class Executor:
             eni = await self._cloud.create_eni(
                 device=action.device,
                 subnet_id=action.subnet_id,
-                security_groups=primary.security_groups,
-                address_count=action.address_count,
+                security_groups=action.security_groups or primary.security_groups,
+                kind=action.kind,
+                count=action.count,
             )
         except AgentError as error:
-            await self._growth_failed(action.subnet_id, action.address_count + 1, error)
+            await self._growth_failed(action.subnet_id, action.count * action.kind.address_count + 1, error)
             return
         self._inventory.add_eni(eni, self._clock())
         # From here on its addresses are in the ledger: they must not count as coming any more.
@@ -182,7 +188,7 @@ class Executor:
         if task is not None:
             self._jobs[task] = _SetUpEni(eni=eni)
         await self._set_up(eni)
-        await self._grown(action.subnet_id, action.address_count, len(eni.blocks))
+        await self._grown(action.subnet_id, action.count, len(eni.blocks))
 
     async def _grown(self, subnet_id: SubnetId, asked_count: int, granted_count: int) -> None:
         self._breakers.reset(GROW)
@@ -202,18 +208,18 @@ class Executor:
 
     # ---- shrinking
 
-    async def _unassign(self, action: UnassignAddresses) -> None:
+    async def _unassign(self, action: UnassignBlocks) -> None:
         try:
-            await self._cloud.unassign_addresses(action.eni_id, action.addresses)
+            await self._cloud.unassign_blocks(action.eni_id, action.blocks)
         except AgentError as error:
             if isinstance(error, CloudThrottled | CloudDenied):
-                self._inventory.kept(action.addresses, self._clock())
+                self._inventory.kept(action.blocks, self._clock())
             else:
-                self._inventory.doubt(action.addresses, self._clock())
+                self._inventory.doubt(action.blocks, self._clock())
                 self._lookout.describe_soon(CONSISTENCY_S)
             self._breakers.trip(SHRINK, error)
             return
-        self._inventory.retired(action.addresses, self._clock())
+        self._inventory.retired(action.blocks, self._clock())
         self._breakers.reset(SHRINK)
 
     async def _release_eni(self, action: ReleaseEni) -> None:

@@ -12,11 +12,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from agent.ipam.lifecycle import AddressEvent, IllegalMove, after
-from agent.ipam.model import Address, AddressState, Eni, EniId, EniUsage, Finding, FindingKind, Holder, serves_pods
+from agent.ipam.lifecycle import AddressEvent, after
+from agent.ipam.model import (
+    Address,
+    AddressState,
+    Block,
+    BlockUsage,
+    Eni,
+    EniId,
+    EniUsage,
+    Finding,
+    FindingKind,
+    Holder,
+    serves_pods,
+)
 
 CONSISTENCY_S = 30.0
 """How long a describe may lag behind a change. EC2 names no bound; the AWS plugin waits 30 to 60 s for the same."""
@@ -26,7 +38,7 @@ CONSISTENCY_S = 30.0
 class Entry:
     """One address. Change `state` and `listed` only through the inventory.
 
-    eni_id: None for an address found in the kernel which EC2 has never listed.
+    eni_id, block: None for an address found in the kernel which EC2 has never listed.
     listed: EC2 lists the address on `eni_id`.
     holders: nobody or one; more only when quarantined for that reason.
     granted_s: when a reply of EC2 granted it; -inf when a describe showed it.
@@ -35,12 +47,23 @@ class Entry:
 
     address: Address
     eni_id: EniId | None
+    block: Block | None
     since_s: float
     state: AddressState | None = None
     listed: bool = True
     holders: tuple[Holder, ...] = ()
     granted_s: float = -math.inf
     doubted_s: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Tally:
+    """A block's listed addresses: how many there are, how many are busy, and which are free, in order of arrival."""
+
+    listed_count: int = 0
+    busy_count: int = 0
+    free: dict[Address, None] = field(default_factory=dict)
+    changed_s: float = -math.inf
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,6 +78,7 @@ class _Record:
     buckets: dict[AddressState, dict[Address, None]] = field(
         default_factory=lambda: {state: {} for state in AddressState}
     )
+    tallies: dict[Block, _Tally] = field(default_factory=dict)
 
     @property
     def usable(self) -> bool:
@@ -123,27 +147,28 @@ class Inventory:
 
     def adopt(self, address: Address, holder: Holder, now_s: float) -> None:
         """Enter an address which somebody holds but EC2 has never listed."""
-        entry = Entry(address=address, eni_id=None, since_s=now_s, listed=False, holders=(holder,))
+        entry = Entry(address=address, eni_id=None, block=None, since_s=now_s, listed=False, holders=(holder,))
         self._entries[address] = entry
         self.move(entry, AddressEvent.ADOPT, now_s)
 
     # ---- what EC2 grants
 
-    def granted(self, eni_id: EniId, addresses: Iterable[Address], now_s: float) -> None:
-        """Enter addresses which a reply of EC2 granted to an ENI: they are free at once. Unknown ENI: nothing."""
+    def granted(self, eni_id: EniId, blocks: Iterable[Block], now_s: float) -> None:
+        """Enter blocks which a reply of EC2 granted to an ENI: they are free at once. Unknown ENI: nothing."""
         if eni_id not in self._records:
             return
-        for address in addresses:
-            self._given_back.pop(address, None)
-            entry = self._entries.get(address)
-            if entry is not None and entry.state is AddressState.RETIRING:
-                # EC2 grants it anew: so it had taken it back, whatever became of that reply.
-                self.move(entry, AddressEvent.VANISH, now_s)
-                entry = None
-            if entry is None:
-                self._appear(address, eni_id, now_s, granted_s=now_s)
-            elif entry.eni_id == eni_id:
-                entry.granted_s = now_s
+        for block in blocks:
+            for address in block.addresses():
+                self._given_back.pop(address, None)
+                entry = self._entries.get(address)
+                if entry is not None and entry.state is AddressState.RETIRING:
+                    # EC2 grants it anew: so it had taken it back, whatever became of that reply.
+                    self.move(entry, AddressEvent.VANISH, now_s)
+                    entry = None
+                if entry is None:
+                    self._appear(address, eni_id, block, now_s, granted_s=now_s)
+                elif entry.eni_id == eni_id:
+                    entry.granted_s = now_s
 
     def add_eni(self, eni: Eni, now_s: float) -> None:
         """Enter an ENI which EC2 has just created, with the addresses it came with."""
@@ -151,7 +176,7 @@ class Inventory:
         record = self._records.setdefault(eni.eni_id, _Record(eni=eni, since_s=now_s))
         record.eni, record.granted_s = eni, now_s
         if serves_pods(eni):
-            self.granted(eni.eni_id, _single_addresses(eni), now_s)
+            self.granted(eni.eni_id, eni.blocks, now_s)
 
     def eni_ready(self, eni_id: EniId, table_id: int) -> None:
         """The ENI's link, routing table and rules exist: its addresses may be handed out. Unknown ENI: nothing."""
@@ -161,35 +186,35 @@ class Inventory:
 
     # ---- what EC2 takes back
 
-    def retire(self, addresses: Iterable[Address], now_s: float) -> None:
-        """Take free addresses out of use because they are about to be given back to EC2.
+    def retire(self, blocks: Iterable[Block], now_s: float) -> None:
+        """Take free blocks out of use because they are about to be given back to EC2.
 
-        Raises: IllegalMove when one is not free.
+        Raises: IllegalMove when an address of them is not free; nothing has changed then.
         """
+        addresses = _addresses(blocks)
         for address in addresses:
             entry = self._entries.get(address)
-            if entry is None:
-                raise IllegalMove(address, None, AddressEvent.RETIRE)
-            self.move(entry, AddressEvent.RETIRE, now_s)
+            after(address, entry.state if entry else None, AddressEvent.RETIRE)
+        for address in addresses:
+            self.move(self._entries[address], AddressEvent.RETIRE, now_s)
 
-    def retired(self, addresses: Iterable[Address], now_s: float) -> None:
-        """EC2 has taken these retiring addresses back."""
-        for entry in self._retiring(addresses):
+    def retired(self, blocks: Iterable[Block], now_s: float) -> None:
+        """EC2 has taken these retiring blocks back."""
+        for entry in self._retiring(_addresses(blocks)):
             self._given_back[entry.address] = now_s
             self.move(entry, AddressEvent.VANISH, now_s)
 
-    def kept(self, addresses: Iterable[Address], now_s: float) -> None:
-        """EC2 has certainly not taken these retiring addresses back: they are free again, if it still lists them."""
-        for entry in self._retiring(addresses):
+    def kept(self, blocks: Iterable[Block], now_s: float) -> None:
+        """EC2 has certainly not taken these retiring blocks back: they are free again, if it still lists them."""
+        for entry in self._retiring(_addresses(blocks)):
             self.move(entry, AddressEvent.KEEP if entry.listed else AddressEvent.VANISH, now_s)
 
-    def doubt(self, addresses: Iterable[Address], now_s: float) -> None:
-        """Nobody knows whether EC2 took these retiring addresses back.
+    def doubt(self, blocks: Iterable[Block], now_s: float) -> None:
+        """Nobody knows whether EC2 took these retiring blocks back.
 
         They stay out of use until a describe, at least `CONSISTENCY_S` later, decides.
         """
-        for entry in self._retiring(addresses):
-            entry.doubted_s = now_s
+        self._doubt(_addresses(blocks), now_s)
 
     def retire_eni(self, eni_id: EniId, now_s: float) -> None:
         """Take a whole ENI out of use because it is about to be deleted.
@@ -201,7 +226,8 @@ class Inventory:
         if busy or record.eni.is_primary or not serves_pods(record.eni):
             raise ValueError(f"ENI {eni_id} must not be released: in use are {busy}")
         record.leaving = True
-        self.retire(tuple(record.buckets[AddressState.FREE]), now_s)
+        for address in tuple(record.buckets[AddressState.FREE]):
+            self.move(self._entries[address], AddressEvent.RETIRE, now_s)
 
     def eni_gone(self, eni_id: EniId, now_s: float) -> None:
         """A retired ENI is deleted, with all its addresses."""
@@ -217,7 +243,7 @@ class Inventory:
         if record is not None:
             record.leaving = False
             record.table_id = None
-        self.doubt([entry.address for entry in self.entries() if entry.eni_id == eni_id], now_s)
+        self._doubt([entry.address for entry in self.entries() if entry.eni_id == eni_id], now_s)
 
     # ---- what EC2 lists
 
@@ -232,11 +258,17 @@ class Inventory:
         current = [eni for eni in enis if eni.eni_id not in self._given_back]
         for eni in current:
             self._records.setdefault(eni.eni_id, _Record(eni=eni, since_s=now_s)).eni = eni
-        listed_at = {a: eni.eni_id for eni in current if serves_pods(eni) for a in _single_addresses(eni)}
+        listed_at = {
+            address: (eni.eni_id, block)
+            for eni in current
+            if serves_pods(eni)
+            for block in eni.blocks
+            for address in block.addresses()
+        }
         findings = [finding for entry in self.entries() for finding in self._judge(entry, listed_at, now_s)]
-        for address, eni_id in listed_at.items():
+        for address, (eni_id, block) in listed_at.items():
             if address not in self._entries and address not in self._given_back:
-                self._appear(address, eni_id, now_s)
+                self._appear(address, eni_id, block, now_s)
         seen = {eni.eni_id for eni in current}
         for eni_id, record in tuple(self._records.items()):
             recent = now_s - record.granted_s < CONSISTENCY_S or any(record.buckets.values())
@@ -244,12 +276,17 @@ class Inventory:
                 del self._records[eni_id]
         return tuple(findings)
 
-    def _judge(self, entry: Entry, listed_at: dict[Address, EniId], now_s: float) -> Iterator[Finding]:
+    def _judge(self, entry: Entry, listed_at: Mapping[Address, tuple[EniId, Block]], now_s: float) -> Iterator[Finding]:
+        eni_id, block = listed_at.get(entry.address, (None, None))
         if entry.eni_id is None:
-            entry.eni_id = listed_at.get(entry.address)
-        listed = entry.eni_id is not None and listed_at.get(entry.address) == entry.eni_id
+            entry.eni_id, entry.block = eni_id, block
+        listed = eni_id is not None and eni_id == entry.eni_id
         if not listed and now_s - entry.granted_s < CONSISTENCY_S:
             return
+        if listed and block != entry.block:
+            # Given back and granted again behind our back, as part of another block.
+            self._set_listed(entry, listed=False)
+            entry.block = block
         self._set_listed(entry, listed=listed)
         match entry.state, listed:
             case AddressState.QUARANTINED, True if len(entry.holders) == 1:
@@ -269,6 +306,10 @@ class Inventory:
 
     # ---- inside
 
+    def _doubt(self, addresses: Iterable[Address], now_s: float) -> None:
+        for entry in self._retiring(addresses):
+            entry.doubted_s = now_s
+
     def _retiring(self, addresses: Iterable[Address]) -> Iterator[Entry]:
         """The entries among `addresses` that are still on their way back; somebody else may have been faster."""
         for address in addresses:
@@ -276,8 +317,10 @@ class Inventory:
             if entry is not None and entry.state is AddressState.RETIRING:
                 yield entry
 
-    def _appear(self, address: Address, eni_id: EniId, now_s: float, granted_s: float = -math.inf) -> None:
-        entry = Entry(address=address, eni_id=eni_id, since_s=now_s, granted_s=granted_s)
+    def _appear(
+        self, address: Address, eni_id: EniId, block: Block, now_s: float, granted_s: float = -math.inf
+    ) -> None:
+        entry = Entry(address=address, eni_id=eni_id, block=block, since_s=now_s, granted_s=granted_s)
         self._entries[address] = entry
         self.move(entry, AddressEvent.APPEAR, now_s)
 
@@ -288,24 +331,41 @@ class Inventory:
             self._file(entry)
 
     def _file(self, entry: Entry) -> None:
-        if entry.state is not None:
-            self._counts[entry.state] += 1
-            if entry.listed and entry.eni_id is not None:
-                self._records[entry.eni_id].buckets[entry.state][entry.address] = None
+        if entry.state is None:
+            return
+        self._counts[entry.state] += 1
+        if entry.listed and entry.eni_id is not None and entry.block is not None:
+            record = self._records[entry.eni_id]
+            record.buckets[entry.state][entry.address] = None
+            tally = record.tallies.setdefault(entry.block, _Tally())
+            tally.listed_count += 1
+            tally.busy_count += entry.state in BUSY
+            tally.changed_s = max(tally.changed_s, entry.since_s)
+            if entry.state is AddressState.FREE:
+                tally.free[entry.address] = None
 
     def _unfile(self, entry: Entry) -> None:
-        if entry.state is not None:
-            self._counts[entry.state] -= 1
-            if entry.listed and entry.eni_id is not None:
-                del self._records[entry.eni_id].buckets[entry.state][entry.address]
+        if entry.state is None:
+            return
+        self._counts[entry.state] -= 1
+        if entry.listed and entry.eni_id is not None and entry.block is not None:
+            record = self._records[entry.eni_id]
+            del record.buckets[entry.state][entry.address]
+            tally = record.tallies[entry.block]
+            tally.listed_count -= 1
+            tally.busy_count -= entry.state in BUSY
+            tally.free.pop(entry.address, None)
+            if not tally.listed_count:
+                del record.tallies[entry.block]
 
 
 BUSY = (AddressState.HELD, AddressState.COOLING, AddressState.QUARANTINED)
 """States in which an address must not go back to EC2, nor its ENI."""
 
 
-def _single_addresses(eni: Eni) -> tuple[Address, ...]:
-    return tuple(block.network.network_address for block in eni.blocks if not block.is_prefix)
+def _addresses(blocks: Iterable[Block]) -> tuple[Address, ...]:
+    # A /80 cannot be listed address by address: when it comes, only what is or was in use gets an entry.
+    return tuple(address for block in blocks for address in block.addresses())
 
 
 def _usage(record: _Record) -> EniUsage:
@@ -318,8 +378,11 @@ def _usage(record: _Record) -> EniUsage:
         cooling_count=len(record.buckets[AddressState.COOLING]),
         quarantined_count=len(record.buckets[AddressState.QUARANTINED]),
         retiring_count=len(record.buckets[AddressState.RETIRING]),
-        prefix_count=sum(block.is_prefix for block in record.eni.blocks),
         free=tuple(record.buckets[AddressState.FREE]),
+        blocks=tuple(
+            BlockUsage(block=block, busy_count=tally.busy_count, free_count=len(tally.free), changed_s=tally.changed_s)
+            for block, tally in record.tallies.items()
+        ),
     )
 
 

@@ -49,6 +49,21 @@ class Holder:
         return f"{self.namespace}/{self.pod} ({self.key})" if self.pod else str(self.key)
 
 
+class BlockKind(StrEnum):
+    """What one slot of an ENI can take. Requests to EC2 are about one kind at a time.
+
+    IPv6 pods will add the /80 here; a block says itself which kind it is.
+    """
+
+    IPV4_ADDRESS = "ipv4_address"
+    IPV4_PREFIX = "ipv4_prefix"
+
+    @property
+    def address_count(self) -> int:
+        """Addresses for pods in one block; a /28 has neither network nor broadcast address (EC2 user guide)."""
+        return 16 if self is BlockKind.IPV4_PREFIX else 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
     """The unit in which EC2 grants addresses to an ENI: one secondary address (/32), a /28 or a /80 prefix."""
@@ -59,6 +74,17 @@ class Block:
     def is_prefix(self) -> bool:
         return self.network.prefixlen < self.network.max_prefixlen
 
+    @property
+    def kind(self) -> BlockKind:
+        return BlockKind.IPV4_PREFIX if self.is_prefix else BlockKind.IPV4_ADDRESS
+
+    def addresses(self) -> tuple[Address, ...]:
+        """Every address of the block, ascending."""
+        return tuple(self.network)
+
+    def __str__(self) -> str:
+        return str(self.network if self.is_prefix else self.network.network_address)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Eni:
@@ -68,7 +94,9 @@ class Eni:
     primary_address: the ENI's own IPv4 address; never handed to a pod. 0.0.0.0 without one, and then not managed.
     blocks: what pods may get from it, in EC2's order; without `primary_address`.
     subnet_cidr: of the subnet the ENI is in; its first host is the gateway.
+    interface_type: EC2's InterfaceType: `interface`, `efa`, `trunk`, ...
     managed: False for an ENI that belongs to somebody else: counted against the limits, never touched.
+    excluded: its subnet is not for pods (any more): no new pod gets an address from it.
     """
 
     eni_id: EniId
@@ -82,7 +110,9 @@ class Eni:
     attachment_id: str
     security_groups: tuple[str, ...]
     delete_on_termination: bool
+    interface_type: str = "interface"
     managed: bool = True
+    excluded: bool = False
 
     @property
     def is_primary(self) -> bool:
@@ -196,6 +226,25 @@ class AddressView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlockUsage:
+    """A block EC2 lists on an ENI, and how many of its addresses are in which state.
+
+    busy_count: held, cooling or quarantined: they pin the block.
+    changed_s: when one of its addresses last changed its state.
+    """
+
+    block: Block
+    busy_count: int
+    free_count: int
+    changed_s: float
+
+    @property
+    def is_free(self) -> bool:
+        """Nobody uses an address of it, and it is not being given back."""
+        return self.free_count == self.block.kind.address_count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EniUsage:
     """An ENI and how its slots are used; what the planner and the API see of it.
 
@@ -203,7 +252,7 @@ class EniUsage:
     leaving: it is being given back.
     since_s: when this agent first saw it; a larger value is a newer ENI to us.
     free: longest free first. Counts and `free` contain only addresses EC2 lists on this ENI.
-    prefix_count: /28 and /80 blocks; each takes a slot.
+    blocks: what takes a slot each, oldest first.
     """
 
     eni: Eni
@@ -214,8 +263,8 @@ class EniUsage:
     cooling_count: int
     quarantined_count: int
     retiring_count: int
-    prefix_count: int
     free: tuple[Address, ...]
+    blocks: tuple[BlockUsage, ...]
 
     @property
     def serves_pods(self) -> bool:
@@ -228,7 +277,7 @@ class EniUsage:
 
     @property
     def used_slot_count(self) -> int:
-        return self.busy_count + self.retiring_count + self.prefix_count + len(self.free)
+        return len(self.blocks)
 
 
 def serves_pods(eni: Eni) -> bool:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
 
-from agent.ipam.model import EniId, EniUsage, InstanceLimits, Subnet, SubnetId
+from agent.ipam.model import Block, BlockKind, EniId, EniUsage, InstanceLimits, Subnet, SubnetId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,29 +36,32 @@ class PoolPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateEni:
-    """Make and attach an ENI with `address_count` secondary addresses on network card 0."""
+    """Make and attach an ENI with `count` blocks on network card 0. security_groups: None for those of the primary."""
 
     device: int
     subnet_id: SubnetId
-    address_count: int
+    kind: BlockKind
+    count: int
     reason: str
+    security_groups: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AssignAddresses:
-    """Ask for `count` more secondary addresses on an ENI."""
+class AssignBlocks:
+    """Ask for `count` more blocks on an ENI."""
 
     eni_id: EniId
+    kind: BlockKind
     count: int
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnassignAddresses:
-    """Give free secondary addresses of an ENI back."""
+class UnassignBlocks:
+    """Give blocks of an ENI back, all of one kind, whose every address is free."""
 
     eni_id: EniId
-    addresses: tuple[IPv4Address, ...]
+    blocks: tuple[Block, ...]
     reason: str
 
 
@@ -71,7 +73,7 @@ class ReleaseEni:
     reason: str
 
 
-Action = CreateEni | AssignAddresses | UnassignAddresses | ReleaseEni
+Action = CreateEni | AssignBlocks | UnassignBlocks | ReleaseEni
 """Everything a plan can ask for. Independent of each other: they may run at the same time."""
 
 

@@ -20,19 +20,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 
-from agent.ipam.model import EniId, EniUsage, InstanceLimits, SubnetId
+from agent.ipam.model import BlockKind, EniId, EniUsage, InstanceLimits, SubnetId
 from agent.ipam.placement import choose_subnet, lowest_free_devices
 from agent.ipam.plan import (
     Action,
-    AssignAddresses,
+    AssignBlocks,
     CreateEni,
     Observation,
     Plan,
     PoolPolicy,
     ReleaseEni,
-    UnassignAddresses,
+    UnassignBlocks,
 )
 
 READY_GRACE_S = 60.0
@@ -100,7 +99,7 @@ def account(seen: Observation, policy: PoolPolicy) -> Account:
         demand_count=sum(eni.busy_count for eni in enis) + seen.waiter_count + seen.announced_count,
         total_count=sum(eni.busy_count + len(eni.free) for eni in enis) + coming,
         coming_count=coming,
-        capacity_count=sum(slots - eni.prefix_count for eni in enis) + (creating + new_enis) * slots,
+        capacity_count=sum(_capacity(eni, slots) for eni in enis) + (creating + new_enis) * slots,
         new_eni_count=new_enis,
     )
 
@@ -150,7 +149,7 @@ def _room_soon_count(seen: Observation, sums: Account) -> int:
     They are asked for more when that is done, in one request for everything that is missing then: a new ENI would take
     longer, and cost three calls.
     """
-    asked = {action.eni_id: action.count for action in seen.in_flight if isinstance(action, AssignAddresses)}
+    asked = {action.eni_id: action.count for action in seen.in_flight if isinstance(action, AssignBlocks)}
     return sum(
         max(0, seen.limits.slots - eni.used_slot_count - asked[eni.eni.eni_id])
         for eni in sums.enis
@@ -160,13 +159,13 @@ def _room_soon_count(seen: Observation, sums: Account) -> int:
 
 def _fill(
     seen: Observation, enis: Iterable[EniUsage], missing: int, quantum: int, left: dict[SubnetId, int], why: str
-) -> tuple[AssignAddresses, ...]:
+) -> tuple[AssignBlocks, ...]:
     """Assign `missing` addresses, the primary and the fullest ENIs first; the last one gets at least a quantum.
 
     left: addresses in subnets that are short; what is taken from them is taken off.
     """
     busy = _touched(seen)
-    actions: list[AssignAddresses] = []
+    actions: list[AssignBlocks] = []
     for eni in sorted(enis, key=_densest_first):
         subnet_id = eni.eni.subnet_id
         if missing <= 0:
@@ -176,7 +175,7 @@ def _fill(
         room = seen.limits.slots - eni.used_slot_count
         count = min(missing, room, left[subnet_id]) if subnet_id in left else min(max(missing, quantum), room)
         if count > 0:
-            actions.append(AssignAddresses(eni_id=eni.eni.eni_id, count=count, reason=why))
+            actions.append(AssignBlocks(eni_id=eni.eni.eni_id, kind=BlockKind.IPV4_ADDRESS, count=count, reason=why))
             missing -= count
             if subnet_id in left:
                 left[subnet_id] -= count
@@ -207,7 +206,9 @@ def _create(
         wanted = missing if subnet_id in left else max(missing, quantum)
         count = min(wanted, seen.limits.slots, free[subnet_id] - 1)
         free[subnet_id] -= count + 1
-        actions.append(CreateEni(device=device, subnet_id=subnet_id, address_count=count, reason=why))
+        actions.append(
+            CreateEni(device=device, subnet_id=subnet_id, kind=BlockKind.IPV4_ADDRESS, count=count, reason=why)
+        )
         missing -= count
     return tuple(actions)
 
@@ -233,7 +234,7 @@ def _shrink(seen: Observation, policy: PoolPolicy, sums: Account, numbers: str) 
             fills = _fill(seen, others, missing, 0, dict(seen.short_subnets), why)
             if sum(action.count for action in fills) >= missing:
                 return fills, why
-    trims: tuple[UnassignAddresses, ...] = ()
+    trims: tuple[UnassignBlocks, ...] = ()
     if policy.has_ip_targets and seen.watched_s >= policy.settle_addresses_s:
         quiet = seen.quiet_s >= policy.settle_addresses_s
         surplus = total - _keep_count(seen, policy, sums, seen.peak_demand_count, is_quiet=quiet)
@@ -259,27 +260,28 @@ def _idle_enis(seen: Observation, policy: PoolPolicy) -> list[EniUsage]:
         if eni.serves_pods
         and not eni.eni.is_primary
         and not eni.leaving
-        and eni.busy_count + eni.retiring_count + eni.prefix_count == 0
+        and eni.busy_count + eni.retiring_count == 0
         and seen.now_s - eni.since_s >= policy.settle_enis_s
         and eni.eni.eni_id not in busy
     ]
     return sorted(idle, key=lambda eni: (-eni.since_s, -eni.eni.device))
 
 
-def _trim(seen: Observation, enis: Iterable[EniUsage], surplus: int, why: str) -> tuple[UnassignAddresses, ...]:
+def _trim(seen: Observation, enis: Iterable[EniUsage], surplus: int, why: str) -> tuple[UnassignBlocks, ...]:
     """Give `surplus` free addresses back, from the emptiest and newest ENIs, those free the longest first."""
     busy = _touched(seen)
     order = sorted(enis, key=lambda eni: (eni.eni.is_primary, eni.busy_count, -eni.since_s, -eni.eni.device))
-    actions: list[UnassignAddresses] = []
+    actions: list[UnassignBlocks] = []
     for eni in order:
         if surplus <= 0:
             break
         if eni.eni.eni_id in busy:
             continue
-        addresses = tuple(address for address in eni.free if isinstance(address, IPv4Address))[:surplus]
-        if addresses:
-            actions.append(UnassignAddresses(eni_id=eni.eni.eni_id, addresses=addresses, reason=why))
-            surplus -= len(addresses)
+        blocks = {usage.block.network.network_address: usage.block for usage in eni.blocks if not usage.block.is_prefix}
+        free = tuple(blocks[address] for address in eni.free if address in blocks)[:surplus]
+        if free:
+            actions.append(UnassignBlocks(eni_id=eni.eni.eni_id, blocks=free, reason=why))
+            surplus -= len(free)
     return tuple(actions)
 
 
@@ -290,13 +292,17 @@ def _counts(eni: EniUsage, now_s: float) -> bool:
     return eni.ready or now_s - eni.since_s < READY_GRACE_S
 
 
+def _capacity(eni: EniUsage, slots: int) -> int:
+    return sum(usage.block.kind.address_count for usage in eni.blocks) + slots - len(eni.blocks)
+
+
 def _asked_count(action: Action) -> int:
     match action:
         case CreateEni():
-            return action.address_count
-        case AssignAddresses():
+            return action.count * action.kind.address_count
+        case AssignBlocks():
             return action.count
-        case UnassignAddresses() | ReleaseEni():
+        case UnassignBlocks() | ReleaseEni():
             return 0
 
 

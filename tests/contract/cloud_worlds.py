@@ -22,7 +22,7 @@ from agent.cloud import ec2
 from agent.cloud.ec2 import Ec2Cloud
 from agent.cloud.policy import CloudPolicy
 from agent.cloud.removal import Patience
-from agent.ipam.model import Eni, Instance, Mac, SubnetId
+from agent.ipam.model import BlockKind, Eni, Instance, Mac, SubnetId
 from agent.ports import Cloud, Metadata
 from sim.ec2.app import create_app
 from sim.ec2.calls import CallLog
@@ -250,10 +250,11 @@ async def adapter(
         yield cloud
 
 
-async def second_eni(cloud: Cloud, world: World, *, address_count: int = 2) -> Eni:
+async def second_eni(cloud: Cloud, world: World, *, count: int = 2, kind: BlockKind = BlockKind.IPV4_ADDRESS) -> Eni:
     return await cloud.create_eni(
         device=1,
         subnet_id=SubnetId(world.subnet_ids[1]),
         security_groups=[world.security_group],
-        address_count=address_count,
+        kind=kind,
+        count=count,
     )

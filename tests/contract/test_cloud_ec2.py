@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address
 
 import pytest
 
 from agent.errors import Cause, CloudGone
-from agent.ipam.model import EniId, InstanceLimits, SubnetId
+from agent.ipam.model import BlockKind, EniId, InstanceLimits, SubnetId
 from tests.contract.cloud_worlds import (
     NODE_SUBNET,
     OTHER_SUBNET,
@@ -71,7 +70,7 @@ async def test_an_eni_is_made_in_three_requests_and_removed_in_two(world: World)
     async with adapter(world) as cloud:
         await cloud.describe_subnets()
         before = cloud.calls.total()
-        made = await second_eni(cloud, world, address_count=3)
+        made = await second_eni(cloud, world, count=3)
         assert cloud.calls.total() - before == 3
         [_, seen] = await cloud.describe_enis()
         if world.name == "moto":  # it takes DeleteOnTermination and forgets it
@@ -107,23 +106,23 @@ async def test_an_eni_carries_description_and_tags(world: World) -> None:
 
 async def test_an_eni_without_secondary_addresses_can_be_made(world: World) -> None:
     async with adapter(world) as cloud:
-        made = await second_eni(cloud, world, address_count=0)
+        made = await second_eni(cloud, world, count=0)
         await cloud.delete_eni(made)
     assert made.blocks == ()
 
 
 async def test_addresses_are_assigned_and_given_back(world: World) -> None:
     async with adapter(world) as cloud:
-        made = await second_eni(cloud, world, address_count=1)
-        granted = await cloud.assign_addresses(made.eni_id, 2)
+        made = await second_eni(cloud, world, count=1)
+        granted = await cloud.assign_blocks(made.eni_id, BlockKind.IPV4_ADDRESS, 2)
         [_, grown] = await cloud.describe_enis()
-        held = {block.network.network_address for block in grown.blocks}
+        held = set(grown.blocks)
         assert len(held) == 3
-        new = held - {block.network.network_address for block in made.blocks}
+        new = held - set(made.blocks)
         assert new <= set(granted)
         if world.name == "sim":  # moto answers with every address of the ENI, EC2 with the new ones
             assert set(granted) == new
-        await cloud.unassign_addresses(made.eni_id, [IPv4Address(address) for address in new])
+        await cloud.unassign_blocks(made.eni_id, list(new))
         [_, shrunk] = await cloud.describe_enis()
         await cloud.delete_eni(made)
     assert shrunk.blocks == made.blocks
@@ -131,13 +130,11 @@ async def test_addresses_are_assigned_and_given_back(world: World) -> None:
 
 async def test_giving_back_what_the_eni_does_not_have_is_success(world: World) -> None:
     async with adapter(world) as cloud:
-        made = await second_eni(cloud, world, address_count=2)
-        first, second = (block.network.network_address for block in made.blocks)
-        assert isinstance(first, IPv4Address)
-        assert isinstance(second, IPv4Address)
-        await cloud.unassign_addresses(made.eni_id, [first])
-        await cloud.unassign_addresses(made.eni_id, [first, second])
-        await cloud.unassign_addresses(made.eni_id, [first, second])
+        made = await second_eni(cloud, world, count=2)
+        first, second = made.blocks
+        await cloud.unassign_blocks(made.eni_id, [first])
+        await cloud.unassign_blocks(made.eni_id, [first, second])
+        await cloud.unassign_blocks(made.eni_id, [first, second])
         [_, empty] = await cloud.describe_enis()
         await cloud.delete_eni(made)
     assert empty.blocks == ()
@@ -156,7 +153,7 @@ async def test_an_eni_ec2_does_not_know_is_gone(world: World) -> None:
     stranger = EniId("eni-0123456789abcdef0")
     async with adapter(world) as cloud:
         with pytest.raises(CloudGone) as raised:
-            await cloud.assign_addresses(stranger, 1)
+            await cloud.assign_blocks(stranger, BlockKind.IPV4_ADDRESS, 1)
     assert raised.value.cause is Cause.EC2_GONE
     assert raised.value.evidence["code"] == "InvalidNetworkInterfaceID.NotFound"
     assert raised.value.evidence["eni_id"] == stranger
@@ -171,7 +168,8 @@ async def test_a_subnet_ec2_does_not_know_makes_no_eni(world: World) -> None:
                 device=1,
                 subnet_id=SubnetId("subnet-0123456789abcdef0"),
                 security_groups=[world.security_group],
-                address_count=0,
+                kind=BlockKind.IPV4_ADDRESS,
+                count=0,
             )
     assert not any(action == "CreateNetworkInterface" for action, _ in cloud.calls)
 

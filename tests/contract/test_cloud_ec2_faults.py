@@ -13,10 +13,18 @@ import pytest
 
 from agent.cloud import calls, ec2
 from agent.errors import Cause, CloudDenied, CloudFailed, CloudLimit, CloudThrottled
-from agent.ipam.model import EniId
+from agent.ipam.model import BlockKind, EniId
 from sim.faults import DelayEffect, DropEffect, Effect, ErrorEffect, Fault, HangEffect, PartialEffect
 from sim.model.config import SubnetConfig, Timings
-from tests.contract.cloud_worlds import OTHER_SUBNET_TAGS, SimWorld, adapter, sdk_environment, second_eni, sim_world
+from tests.contract.cloud_worlds import (
+    OTHER_SUBNET,
+    OTHER_SUBNET_TAGS,
+    SimWorld,
+    adapter,
+    sdk_environment,
+    second_eni,
+    sim_world,
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +69,7 @@ async def test_a_failure_is_told_once_because_the_pool_retries_not_the_sdk(
     strike(world, "AssignPrivateIpAddresses", ErrorEffect(code=code, http_status=status))
     async with adapter(world) as cloud:
         with pytest.raises(kind) as raised:
-            await cloud.assign_addresses(EniId("eni-1"), 2)
+            await cloud.assign_blocks(EniId("eni-1"), BlockKind.IPV4_ADDRESS, 2)
     assert raised.value.cause is cause
     assert raised.value.evidence["code"] == code
     assert raised.value.retry_after_s
@@ -75,19 +83,51 @@ async def test_a_full_subnet_says_so(world: SimWorld) -> None:
     ]
     async with adapter(world) as cloud:
         # 64 addresses less five reserved, less fifty.
-        made = await second_eni(cloud, world, address_count=8)
+        made = await second_eni(cloud, world, count=8)
         with pytest.raises(CloudLimit) as raised:
-            await cloud.assign_addresses(made.eni_id, 1)
+            await cloud.assign_blocks(made.eni_id, BlockKind.IPV4_ADDRESS, 1)
     world.boto3.delete_network_interface(NetworkInterfaceId=filler["NetworkInterfaceId"])
     assert raised.value.cause is Cause.SUBNET_EXHAUSTED
 
 
 async def test_a_full_eni_says_so(world: SimWorld) -> None:
     async with adapter(world) as cloud:
-        made = await second_eni(cloud, world, address_count=9)
+        made = await second_eni(cloud, world, count=9)
         with pytest.raises(CloudLimit) as raised:
-            await cloud.assign_addresses(made.eni_id, 1)
+            await cloud.assign_blocks(made.eni_id, BlockKind.IPV4_ADDRESS, 1)
     assert raised.value.cause is Cause.EC2_LIMIT
+
+
+async def test_prefixes_are_granted_described_and_given_back(world: SimWorld) -> None:
+    async with adapter(world) as cloud:
+        made = await second_eni(cloud, world, kind=BlockKind.IPV4_PREFIX, count=1)
+        more = await cloud.assign_blocks(made.eni_id, BlockKind.IPV4_PREFIX, 1)
+        single = await cloud.assign_blocks(made.eni_id, BlockKind.IPV4_ADDRESS, 1)
+        [_, seen] = await cloud.describe_enis()
+        before = cloud.calls.total()
+        await cloud.unassign_blocks(made.eni_id, [*more, *single])
+        assert cloud.calls.total() - before == 2, "one request per kind"
+        # EC2 refuses a request that names a prefix the ENI does not have; what is still there goes all the same.
+        await cloud.unassign_blocks(made.eni_id, [*made.blocks, *more])
+        [_, empty] = await cloud.describe_enis()
+    assert [block.kind for block in (*made.blocks, *more)] == [BlockKind.IPV4_PREFIX] * 2
+    assert all(len(block.addresses()) == 16 for block in more)
+    assert set(seen.blocks) == {*made.blocks, *more, *single}
+    assert empty.blocks == ()
+
+
+async def test_a_fragmented_subnet_says_so(world: SimWorld) -> None:
+    # 64 addresses: four /28, of which the first and the last have reserved addresses in them.
+    world.boto3.create_network_interface(SubnetId=world.subnet_ids[1], PrivateIpAddress=str(OTHER_SUBNET[20]))
+    async with adapter(world) as cloud:
+        with pytest.raises(CloudLimit) as raised:
+            await second_eni(cloud, world, kind=BlockKind.IPV4_PREFIX, count=2)
+        with pytest.raises(CloudLimit) as full:
+            await second_eni(cloud, world, kind=BlockKind.IPV4_PREFIX, count=9)
+    assert raised.value.cause is Cause.SUBNET_FRAGMENTED
+    # So many addresses are not free at all: EC2 says it with another code.
+    assert full.value.evidence["code"] == "InvalidParameterValue"
+    assert full.value.cause is Cause.SUBNET_FRAGMENTED
 
 
 async def test_a_device_that_is_taken_leaves_no_eni_behind(world: SimWorld) -> None:
@@ -103,8 +143,8 @@ async def test_a_device_that_is_taken_leaves_no_eni_behind(world: SimWorld) -> N
 async def test_a_partial_grant_is_what_it_is(world: SimWorld) -> None:
     strike(world, "AssignPrivateIpAddresses", PartialEffect(grant_count=2))
     async with adapter(world) as cloud:
-        made = await second_eni(cloud, world, address_count=0)
-        assert len(await cloud.assign_addresses(made.eni_id, 5)) == 2
+        made = await second_eni(cloud, world, count=0)
+        assert len(await cloud.assign_blocks(made.eni_id, BlockKind.IPV4_ADDRESS, 5)) == 2
 
 
 @pytest.mark.parametrize("effect", [DropEffect(), HangEffect()], ids=lambda effect: effect.kind)

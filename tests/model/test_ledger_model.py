@@ -13,7 +13,7 @@ from agent.ipam.inventory import CONSISTENCY_S
 from agent.ipam.ledger import Ledger
 from agent.ipam.lifecycle import TRANSITIONS
 from agent.ipam.model import Address, AddressState, Block, Eni, EniId
-from tests.ipam_builders import a_holder, a_ledger, an_eni, eni_id, ip
+from tests.ipam_builders import a_holder, a_ledger, an_eni, eni_id, ip, single
 
 COOLDOWN_S = 30.0
 USABLE = {AddressState.FREE, AddressState.HELD, AddressState.COOLING}
@@ -81,29 +81,30 @@ class LedgerMachine(RuleBasedStateMachine):
         if eni_id(device) in self.ec2 and eni_id(device) in {usage.eni.eni_id for usage in self.ledger.enis()}:
             self.ec2[eni_id(device)] |= granted
             self.pending -= granted
-            self.ledger.inventory.granted(eni_id(device), sorted(granted), self.now_s)
+            self.ledger.inventory.granted(eni_id(device), [single(one) for one in sorted(granted)], self.now_s)
 
     @rule(data=st.data())
     def retire(self, data: st.DataObject) -> None:
         free = [address for usage in self.ledger.enis() for address in usage.free]
         if free:
             chosen = data.draw(st.sets(st.sampled_from(free), min_size=1))
-            self.ledger.inventory.retire(chosen, self.now_s)
+            self.ledger.inventory.retire([single(one) for one in chosen], self.now_s)
             self.pending |= chosen
 
     @precondition(lambda self: self.pending)
     @rule(outcome=st.sampled_from(["taken", "refused", "unknown, taken", "unknown, refused"]))
     def ec2_answers(self, outcome: str) -> None:
         pending, self.pending = self.pending, set()
+        blocks = [single(one) for one in pending]
         if outcome.endswith("taken"):
             self.ec2 = {one: owned - pending for one, owned in self.ec2.items()}
         match outcome:
             case "taken":
-                self.ledger.inventory.retired(pending, self.now_s)
+                self.ledger.inventory.retired(blocks, self.now_s)
             case "refused":
-                self.ledger.inventory.kept(pending, self.now_s)
+                self.ledger.inventory.kept(blocks, self.now_s)
             case _:
-                self.ledger.inventory.doubt(pending, self.now_s)
+                self.ledger.inventory.doubt(blocks, self.now_s)
 
     @rule(device=st.integers(1, 3), addresses=st.sets(st.integers(1, 10).map(ip), max_size=4))
     def create_eni(self, device: int, addresses: set[IPv4Address]) -> None:

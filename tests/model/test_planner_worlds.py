@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.ipam.model import InstanceLimits
-from agent.ipam.plan import AssignAddresses, CreateEni, PoolPolicy
+from agent.ipam.plan import AssignBlocks, CreateEni, PoolPolicy
 from agent.ipam.planner import needed_count
 from tests.pool_simulation import SimulatedNode
 
@@ -134,9 +134,9 @@ def test_one_plan_asks_for_the_whole_shortage(limits: InstanceLimits, policy: Po
     node.start_pods(pods)
     decided = node.turn()
     asked = sum(
-        action.count if isinstance(action, AssignAddresses) else action.address_count
+        action.count * action.kind.address_count
         for action in decided.actions
-        if isinstance(action, AssignAddresses | CreateEni)
+        if isinstance(action, AssignBlocks | CreateEni)
     )
     assert asked >= decided.short_count
     assert not node.turn().actions

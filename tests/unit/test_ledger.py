@@ -8,7 +8,7 @@ from agent.ipam.inventory import CONSISTENCY_S
 from agent.ipam.ledger import Ledger
 from agent.ipam.lifecycle import AddressEvent, IllegalMove, after
 from agent.ipam.model import AddressState, Eni, FindingKind, Reservation
-from tests.ipam_builders import a_holder, a_ledger, an_eni, eni_id, ip
+from tests.ipam_builders import a_holder, a_ledger, an_eni, eni_id, ip, single
 
 LATER_S = 2 * CONSISTENCY_S
 
@@ -169,7 +169,7 @@ def test_an_address_that_moved_to_another_eni_is_quarantined_while_held() -> Non
 
 def test_a_grant_is_believed_more_than_a_describe_that_lags() -> None:
     ledger = a_ledger(an_eni(0))
-    ledger.inventory.granted(eni_id(0), [ip(10)], 100.0)
+    ledger.inventory.granted(eni_id(0), [single(ip(10))], 100.0)
     ledger.observe_enis([an_eni(0)], 100.0 + CONSISTENCY_S - 1)
     assert states(ledger) == {"10.0.0.10": AddressState.FREE}
     ledger.observe_enis([an_eni(0)], 100.0 + CONSISTENCY_S)
@@ -187,9 +187,9 @@ def test_a_new_eni_survives_a_describe_that_lags() -> None:
 
 def test_an_address_just_given_back_is_not_adopted_from_a_describe_that_lags() -> None:
     ledger = a_ledger(an_eni(0, [ip(10)]))
-    ledger.inventory.retire([ip(10)], 100.0)
+    ledger.inventory.retire([single(ip(10))], 100.0)
     assert ledger.reserve(a_holder("web"), 100.0) is None
-    ledger.inventory.retired([ip(10)], 101.0)
+    ledger.inventory.retired([single(ip(10))], 101.0)
     ledger.observe_enis([an_eni(0, [ip(10)])], 102.0)
     assert states(ledger) == {}
     ledger.observe_enis([an_eni(0, [ip(10)])], 101.0 + CONSISTENCY_S)
@@ -198,25 +198,25 @@ def test_an_address_just_given_back_is_not_adopted_from_a_describe_that_lags() -
 
 def test_ec2_may_grant_an_address_it_has_just_taken_back() -> None:
     ledger = a_ledger(an_eni(0, [ip(10)]))
-    ledger.inventory.retire([ip(10)], 100.0)
-    ledger.inventory.retired([ip(10)], 101.0)
-    ledger.inventory.granted(eni_id(0), [ip(10)], 102.0)
+    ledger.inventory.retire([single(ip(10))], 100.0)
+    ledger.inventory.retired([single(ip(10))], 101.0)
+    ledger.inventory.granted(eni_id(0), [single(ip(10))], 102.0)
     ledger.observe_enis([an_eni(0, [ip(10)])], 103.0)
     assert states(ledger) == {"10.0.0.10": AddressState.FREE}
 
 
 def test_what_ec2_did_not_take_back_is_free_again() -> None:
     ledger = a_ledger(an_eni(0, [ip(10)]))
-    ledger.inventory.retire([ip(10)], 100.0)
-    ledger.inventory.kept([ip(10)], 101.0)
+    ledger.inventory.retire([single(ip(10))], 100.0)
+    ledger.inventory.kept([single(ip(10))], 101.0)
     assert ledger.reserve(a_holder("web"), 101.0) is not None
 
 
 @pytest.mark.parametrize("listed", [[ip(10)], []])
 def test_a_doubtful_address_waits_for_a_describe_that_can_be_believed(listed: list[IPv4Address]) -> None:
     ledger = a_ledger(an_eni(0, [ip(10)]))
-    ledger.inventory.retire([ip(10)], 100.0)
-    ledger.inventory.doubt([ip(10)], 101.0)
+    ledger.inventory.retire([single(ip(10))], 100.0)
+    ledger.inventory.doubt([single(ip(10))], 101.0)
     ledger.observe_enis([an_eni(0, [ip(10)])], 102.0)
     assert states(ledger) == {"10.0.0.10": AddressState.RETIRING}
     ledger.observe_enis([an_eni(0, listed)], 101.0 + CONSISTENCY_S)
@@ -227,7 +227,7 @@ def test_a_held_address_cannot_be_retired() -> None:
     ledger = a_ledger(an_eni(0, [ip(10)]))
     ledger.reserve(a_holder("web"), 1.0)
     with pytest.raises(IllegalMove, match=r"10\.0\.0\.10 is held: it cannot retire"):
-        ledger.inventory.retire([ip(10)], 2.0)
+        ledger.inventory.retire([single(ip(10))], 2.0)
     assert states(ledger) == {"10.0.0.10": AddressState.HELD}
 
 

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import IPv4Address
+from typing import Any
 
 import pytest
 
-from agent.ipam.model import EniUsage, InstanceLimits, Subnet, SubnetId
+from agent.ipam.model import BlockKind, BlockUsage, EniUsage, InstanceLimits, Subnet, SubnetId
 from agent.ipam.plan import (
-    AssignAddresses,
+    AssignBlocks,
     CreateEni,
     Observation,
     PoolPolicy,
     ReleaseEni,
-    UnassignAddresses,
+    UnassignBlocks,
 )
 from agent.ipam.planner import READY_GRACE_S, growth_quantum, plan
 from tests.ipam_builders import (
@@ -25,6 +27,8 @@ from tests.ipam_builders import (
     an_eni,
     eni_id,
     ip,
+    prefix,
+    single,
 )
 from tests.pool_simulation import SimulatedNode
 
@@ -32,19 +36,38 @@ IP_TARGETS = PoolPolicy(warm_ip_target=5, minimum_ip_target=10)
 OLD_S = 10_000.0
 
 
-def usage(device: int = 0, *, held: int = 0, free: int = 0, cooling: int = 0, **changes: object) -> EniUsage:
+def usage(
+    device: int = 0,
+    *,
+    held: int = 0,
+    free: int = 0,
+    cooling: int = 0,
+    prefixes: tuple[int, ...] = (),
+    **changes: object,
+) -> EniUsage:
+    """An ENI with so many secondary addresses, and prefixes with so many of their addresses held."""
     start = 100 * (device + 1)
+    singles = [single(ip(start + n)) for n in range(free + held + cooling)]
+    slots = [
+        BlockUsage(block=block, busy_count=n >= free, free_count=n < free, changed_s=0.0)
+        for n, block in enumerate(singles)
+    ]
+    slots += [
+        BlockUsage(block=prefix(start + n), busy_count=busy, free_count=16 - busy, changed_s=0.0)
+        for n, busy in enumerate(prefixes)
+    ]
     made = EniUsage(
         eni=an_eni(device),
         ready=True,
         leaving=False,
         since_s=0.0,
-        held_count=held,
+        held_count=held + sum(prefixes),
         cooling_count=cooling,
         quarantined_count=0,
         retiring_count=0,
-        prefix_count=0,
-        free=tuple(ip(start + n) for n in range(free)),
+        free=tuple(ip(start + n) for n in range(free))
+        + tuple(address for n, busy in enumerate(prefixes) for address in prefix(start + n).addresses()[busy:]),
+        blocks=tuple(slots),
     )
     return replace(made, **changes)  # type: ignore[arg-type]
 
@@ -69,12 +92,16 @@ def actions(observation: Observation, policy: PoolPolicy = IP_TARGETS) -> list[o
     return [replace(action, reason="") for action in plan(observation, policy).actions]
 
 
-def assign(device: int, count: int) -> AssignAddresses:
-    return AssignAddresses(eni_id=eni_id(device), count=count, reason="")
+def assign(device: int, count: int) -> AssignBlocks:
+    return AssignBlocks(eni_id=eni_id(device), kind=BlockKind.IPV4_ADDRESS, count=count, reason="")
+
+
+def unassign(device: int, *addresses: IPv4Address) -> UnassignBlocks:
+    return UnassignBlocks(eni_id=eni_id(device), blocks=tuple(single(one) for one in addresses), reason="")
 
 
 def create(device: int, count: int, subnet_id: SubnetId = SUBNET) -> CreateEni:
-    return CreateEni(device=device, subnet_id=subnet_id, address_count=count, reason="")
+    return CreateEni(device=device, subnet_id=subnet_id, kind=BlockKind.IPV4_ADDRESS, count=count, reason="")
 
 
 # ---- The settled states that the AWS plugin documents (docs/eni-and-ip-target.md): pods -> ENIs, addresses, unused.
@@ -180,7 +207,7 @@ def test_cooling_addresses_are_not_available_but_take_slots() -> None:
 
 
 def test_what_is_coming_is_not_asked_for_again() -> None:
-    coming = AssignAddresses(eni_id=eni_id(0), count=17, reason="")
+    coming = AssignBlocks(eni_id=eni_id(0), kind=BlockKind.IPV4_ADDRESS, count=17, reason="")
     decided = plan(seen(usage(held=10), waiter_count=12, in_flight=(coming,)), IP_TARGETS)
     assert decided.actions == ()
     assert decided.short_count == 0
@@ -188,8 +215,8 @@ def test_what_is_coming_is_not_asked_for_again() -> None:
 
 
 def test_new_demand_is_not_kept_waiting_by_an_eni_that_is_busy() -> None:
-    coming = AssignAddresses(eni_id=eni_id(0), count=10, reason="")
-    creating = CreateEni(device=1, subnet_id=SUBNET, address_count=10, reason="")
+    coming = AssignBlocks(eni_id=eni_id(0), kind=BlockKind.IPV4_ADDRESS, count=10, reason="")
+    creating = CreateEni(device=1, subnet_id=SUBNET, kind=BlockKind.IPV4_ADDRESS, count=10, reason="")
     observation = seen(usage(0, held=10), waiter_count=30, in_flight=(coming, creating))
     # 15 short, 9 of them have room on the ENI that is being filled.
     assert actions(observation) == [create(2, 10)]
@@ -265,7 +292,7 @@ def test_an_eni_whose_link_never_comes_does_not_count_for_ever() -> None:
 
 
 def test_a_prefix_takes_a_slot() -> None:
-    assert actions(seen(usage(0, held=10, free=4, prefix_count=14))) == [assign(0, 1)]
+    assert actions(seen(usage(0, held=14, prefixes=(16,) * 14)))[0] == assign(0, 1)
 
 
 # ---- Shrinking
@@ -273,9 +300,7 @@ def test_a_prefix_takes_a_slot() -> None:
 
 def test_surplus_goes_back_only_when_settled() -> None:
     idle = seen(usage(0, held=6, free=9))
-    assert actions(idle) == [
-        UnassignAddresses(eni_id=eni_id(0), addresses=tuple(ip(100 + n) for n in range(4)), reason="")
-    ]
+    assert actions(idle) == [unassign(0, *(ip(100 + n) for n in range(4)))]
     assert actions(replace(idle, quiet_s=599.0)) == []
     assert actions(replace(idle, watched_s=599.0)) == []
     assert actions(replace(idle, peak_demand_count=10, peak_eni_demand_count=10)) == []
@@ -283,15 +308,15 @@ def test_surplus_goes_back_only_when_settled() -> None:
 
 def test_while_demand_rises_now_and_then_a_quantum_of_surplus_stays() -> None:
     busy = seen(usage(0, held=6, free=16), quiet_s=30.0)
-    assert actions(busy) == [UnassignAddresses(eni_id=eni_id(0), addresses=(ip(100),), reason="")]
+    assert actions(busy) == [unassign(0, ip(100))]
 
 
 def test_the_emptiest_and_newest_eni_gives_back_first_and_the_primary_last() -> None:
     enis = (usage(0, free=9), usage(1, held=2, free=3), usage(2, held=1, free=3))
     assert actions(seen(*enis)) == [
-        UnassignAddresses(eni_id=eni_id(2), addresses=(ip(300), ip(301), ip(302)), reason=""),
-        UnassignAddresses(eni_id=eni_id(1), addresses=(ip(200), ip(201), ip(202)), reason=""),
-        UnassignAddresses(eni_id=eni_id(0), addresses=(ip(100), ip(101)), reason=""),
+        unassign(2, ip(300), ip(301), ip(302)),
+        unassign(1, ip(200), ip(201), ip(202)),
+        unassign(0, ip(100), ip(101)),
     ]
 
 
@@ -301,8 +326,8 @@ def test_an_idle_eni_is_released_with_its_addresses() -> None:
     assert not any(isinstance(action, ReleaseEni) for action in actions(replace(idle, watched_s=899.0)))
 
 
-@pytest.mark.parametrize("pin", [{"held": 1}, {"cooling": 1}, {"quarantined_count": 1}, {"prefix_count": 1}])
-def test_an_eni_that_anybody_uses_is_never_released(pin: dict[str, int]) -> None:
+@pytest.mark.parametrize("pin", [{"held": 1}, {"cooling": 1}, {"quarantined_count": 1}, {"prefixes": (1,)}])
+def test_an_eni_that_anybody_uses_is_never_released(pin: dict[str, Any]) -> None:
     decided = actions(seen(usage(0, free=29), usage(1, free=10, **pin)))
     assert not any(isinstance(action, ReleaseEni) for action in decided)
 
@@ -336,7 +361,7 @@ def test_without_targets_whole_enis_go_when_one_more_than_the_target_is_idle() -
 
 def test_nothing_shrinks_while_anything_is_wanted_or_coming_or_refused() -> None:
     surplus = seen(usage(0, held=6, free=9))
-    coming = AssignAddresses(eni_id=eni_id(0), count=1, reason="")
+    coming = AssignBlocks(eni_id=eni_id(0), kind=BlockKind.IPV4_ADDRESS, count=1, reason="")
     assert actions(replace(surplus, in_flight=(coming,))) == []
     assert actions(replace(surplus, shrink_held=True)) == []
     assert actions(replace(surplus, waiter_count=1)) == []

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from agent.errors import Cause
-from agent.ipam.model import AddressState
+from agent.ipam.model import AddressState, BlockKind
 from agent.ipam.plan import PoolPolicy
 from agent.runtime.log import JsonFormatter
 from tests.ipam_builders import M5_LARGE, T3_SMALL, a_holder, eni_id
@@ -231,7 +231,7 @@ async def test_the_log_of_a_growth_names_the_requests_it_serves() -> None:
     actions = [one for one in logged if one["event"] == "pool_action"]
     # The first fetches the minimum; nobody had asked yet.
     assert [one.get("request_id") for one in actions] == [None, "req-b"]
-    assert actions[-1]["action"] == "AssignAddresses"
+    assert actions[-1]["action"] == "AssignBlocks"
     assert actions[-1]["reason"].startswith("demand 2, need 2, have 1")
 
 
@@ -271,7 +271,7 @@ async def test_addresses_assigned_by_somebody_else_are_found() -> None:
     async with pool_world(LEAN) as world:
         await asyncio.sleep(1.0)
         have = world.count(FREE)
-        await world.ec2.assign_addresses(eni_id(0), 1)
+        await world.ec2.assign_blocks(eni_id(0), BlockKind.IPV4_ADDRESS, 1)
         await asyncio.sleep(905.0)
         assert {view.address for view in world.pool.view().addresses} >= {
             block.network.network_address for block in world.ec2.enis[eni_id(0)].blocks

@@ -215,6 +215,6 @@ async def test_a_bug_in_an_action_ends_the_loop() -> None:
             async def broken(*_: object) -> None:
                 raise ZeroDivisionError
 
-            world.ec2.assign_addresses = broken  # type: ignore[method-assign, assignment]
+            world.ec2.assign_blocks = broken  # type: ignore[method-assign, assignment]
             await asyncio.sleep(5.0)
     assert isinstance(caught.value.exceptions[0], ZeroDivisionError)

@@ -82,7 +82,7 @@ def main() -> None:
     if arguments.parse_args().write:
         TARGET.write_text(render(), encoding="utf-8")
     elif not TARGET.exists() or TARGET.read_text(encoding="utf-8") != render():
-        sys.exit(f"{TARGET} is not what agent/settings.py says; run this with --write")
+        sys.exit(f"{TARGET} is not what agent/settings/ says; run this with --write")
 
 
 if __name__ == "__main__":

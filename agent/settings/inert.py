@@ -1,0 +1,50 @@
+"""What the AWS plugin reads and we do not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# One line per name, so that features can take theirs out side by side. Where the published manifest sends the logs is
+# nobody's wish; ours go to stderr.
+_INERT = {
+    "ANNOTATE_POD_IP": "false",
+    "AWS_EC2_ENDPOINT": "",
+    "AWS_EXTERNAL_SERVICE_CIDRS": "",
+    "AWS_MANAGE_ENIS_NON_SCHEDULABLE": "true",
+    "AWS_VPC_CNI_NODE_PORT_SUPPORT": "true",
+    "AWS_VPC_K8S_CNI_BACKING_STORE": "",
+    "AWS_VPC_K8S_CNI_CONNMARK": "0x80 128",
+    "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG": "false",
+    "AWS_VPC_K8S_CNI_LOG_FILE": "stderr /host/var/log/aws-routed-eni/ipamd.log",
+    "AWS_VPC_K8S_PLUGIN_LOG_FILE": "stderr /var/log/aws-routed-eni/plugin.log",
+    "AWS_VPC_K8S_PLUGIN_LOG_LEVEL": "debug info",
+    "CLUSTER_ENDPOINT": "",
+    "DISABLE_INTROSPECTION": "true",
+    "DISABLE_LEAKED_ENI_CLEANUP": "true",
+    "DISABLE_METRICS": "true",
+    "DISABLE_NETWORK_RESOURCE_PROVISIONING": "false",
+    "DISABLE_POD_V6": "false",
+    "DISABLE_TCP_EARLY_DEMUX": "false",
+    "ENABLE_BANDWIDTH_PLUGIN": "false",
+    "ENABLE_IMDS_ONLY_MODE": "false",
+    "ENABLE_IPv4": "true",
+    "ENABLE_IPv6": "false",
+    "ENABLE_MULTI_NIC": "false",
+    "ENABLE_POD_ENI": "false",
+    "ENABLE_PREFIX_DELEGATION": "false",
+    "ENABLE_V4_EGRESS": "true false",  # the AWS plugin reads it in IPv6 clusters only
+    "ENABLE_V6_EGRESS": "false",
+    "ENI_CONFIG_ANNOTATION_DEF": "k8s.amazonaws.com/eniconfig",
+    "ENI_CONFIG_LABEL_DEF": "k8s.amazonaws.com/eniconfig",
+    "HTTP_TIMEOUT": "",
+    "INTROSPECTION_BIND_ADDRESS": "",
+    "NETWORK_POLICY_ENFORCING_MODE": "none",
+    "POD_SECURITY_GROUP_ENFORCING_MODE": "strict",
+    "WARM_PREFIX_TARGET": "0 1",  # without prefix delegation it asks for nothing; 1 is the published manifest's value
+}
+
+NOT_HONOURED: Mapping[str, frozenset[str]] = {name: frozenset(inert.split()) for name, inert in _INERT.items()}
+"""Names of the AWS plugin that nothing reads yet, with the values (lower case) under which a node behaves the same.
+
+Left out are names that change nothing but a label: MY_NODE_NAME, MY_POD_NAME, VPC_CNI_VERSION.
+"""

@@ -1,0 +1,148 @@
+"""Kinds of settings: which texts are allowed, and the value each stands for. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from enum import StrEnum
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from agent.datapath.policy import SnatPort
+
+
+class LogLevel(StrEnum):
+    """Names that `logging.Logger.setLevel` takes."""
+
+    DEBUG = "DEBUG"
+    INFO = "INFO"
+    WARN = "WARN"
+    ERROR = "ERROR"
+    FATAL = "FATAL"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A set of allowed texts.
+
+    parse: the value of a text; raises ValueError when the text is not allowed. Sees "" only as a default.
+    allowed: completes the sentence "allowed: ...".
+    """
+
+    parse: Callable[[str], object]
+    allowed: str
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is known of one setting beside the type of its field.
+
+    default: as a reader would write it in the environment; empty for unset.
+    """
+
+    name: str
+    kind: Kind
+    _: KW_ONLY
+    default: str
+
+
+_GO_TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
+_GO_FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+
+
+def boolean(text: str) -> bool:
+    """Exactly the spellings of Go's strconv.ParseBool, which the AWS plugin uses."""
+    if text in _GO_TRUE:
+        return True
+    if text in _GO_FALSE:
+        return False
+    raise ValueError(text)
+
+
+def _integer(text: str) -> int:
+    """As Go's strconv.Atoi: an optional sign and ASCII digits. Python's int() also takes spaces and underscores."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+        raise ValueError(text)
+    return int(text)
+
+
+def integers(low: int, high: int) -> Kind:
+    def parse(text: str) -> int:
+        value = _integer(text)
+        if not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    return Kind(parse=parse, allowed=f"an integer from {low} to {high}")
+
+
+def _max_eni(text: str) -> int | None:
+    value = _integer(text) if text else 0
+    return value if value >= 1 else None
+
+
+def _networks(text: str) -> tuple[IPv4Network, ...]:
+    return tuple(IPv4Network(part.strip(), strict=False) for part in text.split(",") if part.strip())
+
+
+def _tags(text: str) -> tuple[tuple[str, str], ...]:
+    """EC2 user guide, "Tag restrictions": keys of 1 to 128 characters, values of up to 256; `aws:` is reserved."""
+    found = json.loads(text)
+    # An ENI takes 50 tags; five are kept for our own.
+    if not isinstance(found, dict) or len(found) > 45:
+        raise ValueError(text)
+    for key, value in found.items():
+        if not isinstance(value, str) or not 1 <= len(key) <= 128 or len(value) > 256 or key.startswith("aws:"):
+            raise ValueError(text)
+    return tuple(found.items())
+
+
+def _matching(pattern: str, allowed: str) -> Kind:
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(text)
+        return text
+
+    return Kind(parse=parse, allowed=allowed)
+
+
+def _absolute_path(text: str) -> Path:
+    if not text.startswith("/") or "\0" in text:
+        raise ValueError(text)
+    return Path(text)
+
+
+def _socket_path(text: str) -> Path:
+    # sockaddr_un.sun_path holds 108 bytes, the closing zero included (unix(7)).
+    if not text.startswith("/") or len(text.encode()) > 107:
+        raise ValueError(text)
+    return Path(text)
+
+
+BOOLEAN = Kind(parse=boolean, allowed="true or false")
+COUNT = integers(0, 10_000)
+SECONDS = integers(0, 86_400)
+# 576: every IPv4 host takes that much (RFC 791); 9001: EC2's jumbo frames. The AWS plugin's range.
+MTU = integers(576, 9001)
+MTU_OR_UNSET = Kind(parse=lambda text: MTU.parse(text) if text else None, allowed=MTU.allowed)
+MAX_ENI = Kind(parse=_max_eni, allowed="an integer; 0 or less is unset")
+RANDOMIZE_SNAT = Kind(parse=SnatPort, allowed="prng, hashrandom or none")
+NETWORKS = Kind(parse=_networks, allowed="IPv4 networks separated by commas")
+TAGS = Kind(
+    parse=_tags,
+    allowed="a JSON object of up to 45 tags, keys of 1 to 128 characters and not in aws:, texts of up to 256",
+)
+# `eth`, `lo` and `vlan` belong to links that are not ours; the AWS plugin refuses exactly these.
+VETH_PREFIX = _matching(
+    "(?!(?:eth|lo|vlan)$)[a-z][a-z0-9]{0,3}",
+    "1 to 4 lower-case letters and digits, a letter first, but not eth, lo or vlan",
+)
+CLUSTER_NAME = _matching(".{0,256}", "a text of at most 256 characters")
+URL = _matching("https?://[^/\\s?#]+/?", "http:// or https:// and a host, perhaps a port")
+DIRECTORY = Kind(parse=_absolute_path, allowed="an absolute path")
+SOCKET_PATH = Kind(parse=_socket_path, allowed="an absolute path of at most 107 bytes")
+LOG_LEVEL = Kind(
+    parse=lambda text: LogLevel(text.upper()), allowed="debug, info, warn, error or fatal, in upper or lower case"
+)

@@ -1,0 +1,174 @@
+"""The table of settings: name, kind, default, what it means.
+
+One section per part of the agent. To add one: a field with its text here, a policy that carries it
+(agent/__main__.py), its name gone from `inert`, and `python -m scripts.configuration --write`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Annotated
+
+from agent.datapath.policy import SnatPort
+from agent.settings.kinds import (
+    BOOLEAN,
+    CLUSTER_NAME,
+    COUNT,
+    DIRECTORY,
+    LOG_LEVEL,
+    MAX_ENI,
+    MTU,
+    MTU_OR_UNSET,
+    NETWORKS,
+    RANDOMIZE_SNAT,
+    SECONDS,
+    SOCKET_PATH,
+    TAGS,
+    URL,
+    VETH_PREFIX,
+    LogLevel,
+    Setting,
+    integers,
+)
+
+
+class Provenance(StrEnum):
+    """Where the value of a setting comes from."""
+
+    DEFAULT = "default"
+    ENVIRONMENT = "environment"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every setting of the agent, with a value.
+
+    provenance: where each value comes from, by the setting's environment name.
+    notices: sentences for the log at start: names that are set and have no effect.
+    """
+
+    # The pool
+    warm_eni_target: Annotated[
+        int,
+        Setting("WARM_ENI_TARGET", COUNT, default="1"),
+        "How many ENIs' worth of free addresses to hold. Used only while both IP targets are 0.",
+    ]
+    warm_ip_target: Annotated[
+        int,
+        Setting("WARM_IP_TARGET", COUNT, default="0"),
+        "How many free addresses to hold. 0 is unset. Overrides `WARM_ENI_TARGET`.",
+    ]
+    minimum_ip_target: Annotated[
+        int,
+        Setting("MINIMUM_IP_TARGET", COUNT, default="0"),
+        "How many addresses to hold at least, in use and free together. 0 is unset. Overrides `WARM_ENI_TARGET`.",
+    ]
+    max_eni: Annotated[
+        int | None,
+        Setting("MAX_ENI", MAX_ENI, default=""),
+        "The most ENIs to use, the primary included. Unset, or above it: the instance type's limit.",
+    ]
+    ip_cooldown_s: Annotated[
+        int,
+        Setting("IP_COOLDOWN_PERIOD", SECONDS, default="30"),
+        "Seconds before an address a pod gave back goes to another. Too short, and peers that still cache the "
+        "old pod reach the new one; too long, and a busy node holds more addresses than it uses.",
+    ]
+    settle_addresses_s: Annotated[
+        int,
+        Setting("ENOKI_SETTLE_ADDRESSES_S", SECONDS, default="600"),
+        "Seconds an address above the targets must have been idle before EC2 gets it back. Above 300, a job "
+        "that starts and ends every five minutes costs no EC2 call.",
+    ]
+    settle_enis_s: Annotated[
+        int,
+        Setting("ENOKI_SETTLE_ENIS_S", SECONDS, default="900"),
+        "Seconds an ENI above the targets must have been empty before it is detached and deleted.",
+    ]
+    # The CNI request
+    socket: Annotated[
+        Path,
+        Setting("ENOKI_SOCKET", SOCKET_PATH, default="/run/enoki/agent.sock"),
+        "The Unix socket the agent listens on. The CNI plugin reads the same name.",
+    ]
+    add_deadline_s: Annotated[
+        int,
+        Setting("ENOKI_ADD_DEADLINE_S", integers(1, 300), default="20"),
+        "Seconds an ADD waits for an address before it answers with the reason. Keep it below the plugin's own limit.",
+    ]
+    # The datapath
+    eni_mtu: Annotated[
+        int,
+        Setting("AWS_VPC_ENI_MTU", MTU, default="9001"),
+        "MTU of the ENIs' links, in bytes.",
+    ]
+    pod_mtu: Annotated[
+        int,
+        Setting("POD_MTU", MTU_OR_UNSET, default=""),
+        "MTU of pods' links, in bytes. Unset: `AWS_VPC_ENI_MTU`.",
+    ]
+    veth_prefix: Annotated[
+        str,
+        Setting("AWS_VPC_K8S_CNI_VETHPREFIX", VETH_PREFIX, default="eni"),
+        "What the names of pods' links on the host start with. Change it only on a node without pods.",
+    ]
+    external_snat: Annotated[
+        bool,
+        Setting("AWS_VPC_K8S_CNI_EXTERNALSNAT", BOOLEAN, default="false"),
+        "true: a NAT gateway translates what leaves the VPC, so the node does not.",
+    ]
+    randomize_snat: Annotated[
+        SnatPort,
+        Setting("AWS_VPC_K8S_CNI_RANDOMIZESNAT", RANDOMIZE_SNAT, default="prng"),
+        "How source NAT picks ports: fully random, random by hash, or the pod's own port when it is free.",
+    ]
+    exclude_snat_cidrs: Annotated[
+        tuple[IPv4Network, ...],
+        Setting("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", NETWORKS, default=""),
+        "Destinations outside the VPC that see the pod's own address (peered VPCs, a VPN).",
+    ]
+    names_directory: Annotated[
+        Path,
+        Setting("ENOKI_NAMES_DIRECTORY", DIRECTORY, default="/etc/iproute2"),
+        "Where the node's iproute2 looks for names of tables and protocols. Read-only or missing: numbers only.",
+    ]
+    # EC2
+    manage_untagged_eni: Annotated[
+        bool,
+        Setting("MANAGE_UNTAGGED_ENI", BOOLEAN, default="true"),
+        "true: use ENIs of this instance that carry none of our tags. Keep others' ENIs out with the tag "
+        "`node.k8s.amazonaws.com/no_manage` = `true`.",
+    ]
+    additional_eni_tags: Annotated[
+        tuple[tuple[str, str], ...],
+        Setting("ADDITIONAL_ENI_TAGS", TAGS, default="{}"),
+        "Tags for the ENIs the agent makes. Keys that contain `k8s.amazonaws.com` are left out.",
+    ]
+    cluster_name: Annotated[
+        str,
+        Setting("CLUSTER_NAME", CLUSTER_NAME, default=""),
+        "Name of the EKS cluster: tags on ENIs, and which cluster's subnets are used.",
+    ]
+    subnet_discovery: Annotated[
+        bool,
+        Setting("ENABLE_SUBNET_DISCOVERY", BOOLEAN, default="true"),
+        "true: make ENIs in any subnet of the zone that is tagged `kubernetes.io/role/cni`, and in the node's "
+        "own. false: only in the node's own.",
+    ]
+    imds_endpoint: Annotated[
+        str,
+        Setting("AWS_EC2_METADATA_SERVICE_ENDPOINT", URL, default="http://169.254.169.254"),
+        "Where the instance metadata service is. EC2's is found by the SDK: `AWS_ENDPOINT_URL_EC2`.",
+    ]
+    # The agent
+    log_level: Annotated[
+        LogLevel,
+        Setting("AWS_VPC_K8S_CNI_LOGLEVEL", LOG_LEVEL, default="info"),
+        "The least severe lines to log. (The AWS plugin's default is debug.)",
+    ]
+    provenance: Mapping[str, Provenance] = field(repr=False)
+    notices: tuple[str, ...] = ()

@@ -163,7 +163,10 @@ class Node:
         limits = await self._cloud.limits(self._instance.instance_type)
         enis = await self._cloud.describe_enis()
         # The kernel after EC2: an attachment made between the two looks would otherwise have an unlisted address.
-        recovered = recover(await self.datapath.observe(), enis, self._clock())
+        policy = self._policies.pool.on(limits)
+        if policy != self._policies.pool:
+            log.warning("prefix_delegation_unavailable", type=limits.instance_type, remedy="use a Nitro instance type")
+        recovered = recover(await self.datapath.observe(), enis, self._clock(), policy.placement)
         for finding in recovered.findings:
             log.warning("finding", kind=finding.kind, message=finding.message, **finding.evidence)
         for repair in recovered.repairs:
@@ -174,7 +177,7 @@ class Node:
             datapath=self.datapath,
             ledger=recovered.ledger,
             limits=limits,
-            policy=self._policies.pool,
+            policy=policy,
             clock=self._clock,
             wake=self._pool_loop.wake,
         )

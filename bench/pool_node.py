@@ -94,7 +94,7 @@ class EnokiNode:
         cloud = await MemoryCloud(self.client, instance=instance, metadata=self.metadata).__aenter__()
         limits = await cloud.limits(instance.instance_type)
         enis = await cloud.describe_enis()
-        recovered = recover(await self._kernel.observe(), enis, self._clock())
+        recovered = recover(await self._kernel.observe(), enis, self._clock(), self._targets.placement)
         assert not recovered.findings, recovered.findings
 
         async def step() -> float:

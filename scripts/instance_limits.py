@@ -3,7 +3,8 @@
     .venv/bin/python -m scripts.instance_limits
 
 The source is moto, a development dependency, which bundles the EC2 API's own answers of DescribeInstanceTypes. Each
-type becomes [ENIs on network card 0, IPv4 addresses per ENI with its primary]. Run it after moto was updated.
+type becomes [ENIs on network card 0, IPv4 addresses per ENI with its primary], with a 0 behind them if it is not on
+Nitro. Run it after moto was updated.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ def limits() -> dict[str, list[int]]:
     """Every type moto knows, by name. Types without a network card 0 do not exist."""
     packed = (files("moto.ec2") / "resources" / "instance_types.json.gz").read_bytes()
     described: dict[str, dict[str, Any]] = json.loads(gzip.decompress(packed))
-    return {name: _row(described[name]["NetworkInfo"]) for name in sorted(described)}
+    return {name: _row(described[name]) for name in sorted(described)}
 
 
-def _row(network: dict[str, Any]) -> list[int]:
+def _row(described: dict[str, Any]) -> list[int]:
+    network = described["NetworkInfo"]
     card_0 = next(card for card in network["NetworkCards"] if card["NetworkCardIndex"] == 0)
-    return [card_0["MaximumNetworkInterfaces"], network["Ipv4AddressesPerInterface"]]
+    is_nitro = described.get("Hypervisor") == "nitro" or described["BareMetal"]
+    return [card_0["MaximumNetworkInterfaces"], network["Ipv4AddressesPerInterface"], *([] if is_nitro else [0])]
 
 
 def main() -> None:
@@ -36,7 +39,7 @@ def main() -> None:
     head = {
         "source": f"moto {version('moto')}, ec2/resources/instance_types.json.gz: EC2 DescribeInstanceTypes",
         "written": datetime.now(UTC).date().isoformat(),
-        "columns": "ENIs on network card 0, IPv4 addresses per ENI (the primary address included)",
+        "columns": "ENIs on network card 0, IPv4 addresses per ENI (the primary address included), 0 if not on Nitro",
     }
     lines = "".join(f"{json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
     TARGET.write_text(f'{{\n{lines}"types": {{\n{rows}\n}}}}\n', encoding="utf-8")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 
-from agent.ipam.ledger import Ledger
+from agent.ipam.ledger import DENSEST, Ledger
 from agent.ipam.model import Address, AttachmentKey, Block, Eni, EniId, Holder, InstanceLimits, Mac, SubnetId
+from agent.ipam.placement import PlacementPolicy
 
 M5_LARGE = InstanceLimits(instance_type="m5.large", eni_count=3, addresses_per_eni=10)
 M5_4XLARGE = InstanceLimits(instance_type="m5.4xlarge", eni_count=8, addresses_per_eni=30)
@@ -72,9 +73,9 @@ def a_holder(name: str, ifname: str = "eth0", container_id: str = "") -> Holder:
     )
 
 
-def a_ledger(*enis: Eni, now_s: float = 0.0, ready: bool = True) -> Ledger:
+def a_ledger(*enis: Eni, now_s: float = 0.0, ready: bool = True, placement: PlacementPolicy = DENSEST) -> Ledger:
     """A ledger of these ENIs, their links set up."""
-    ledger = Ledger()
+    ledger = Ledger(placement)
     ledger.observe_enis(enis, now_s)
     if ready:
         for eni in enis:

@@ -6,24 +6,27 @@ Actions take effect at once. Whatever breaks a rule of EC2, or takes an address 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from typing import assert_never
 
+from agent.ipam.account import account, eni_limit
 from agent.ipam.demand import DemandHistory
-from agent.ipam.model import AddressState, Eni, EniId, InstanceLimits, Subnet
+from agent.ipam.model import AddressState, Block, BlockKind, Eni, EniId, InstanceLimits, Subnet
 from agent.ipam.plan import (
     Action,
     AssignBlocks,
     CreateEni,
+    EniSite,
     Observation,
     Plan,
     PoolPolicy,
     ReleaseEni,
     UnassignBlocks,
 )
-from agent.ipam.planner import account, eni_limit, plan
-from tests.ipam_builders import SUBNET, a_holder, a_ledger, an_eni, ip, single
+from agent.ipam.planner import plan
+from tests.ipam_builders import SUBNET, a_holder, a_ledger, an_eni, ip, prefix, single
 
 COOLDOWN_S = 30.0
 
@@ -32,21 +35,32 @@ class SimulatedNode:
     """One node. `subnet_free_count` is what the subnet has left for everybody."""
 
     def __init__(
-        self, limits: InstanceLimits, policy: PoolPolicy, *, subnet_free_count: int = 50_000, foreign_enis: int = 0
+        self,
+        limits: InstanceLimits,
+        policy: PoolPolicy,
+        *,
+        subnet_free_count: int = 50_000,
+        subnet_prefix_count: int = 3_000,
+        foreign_enis: int = 0,
     ) -> None:
         self.limits = limits
         self.policy = policy
         self.now_s = 0.0
         self.subnet_free_count = subnet_free_count
+        self.subnet_prefix_count = subnet_prefix_count
+        self.is_fragmented = False
         self.calls: Counter[str] = Counter()
         self.waiting: list[str] = []
         self.running: list[str] = []
         self._next_address = 10
+        self._next_prefix = 1_000
         self._next_eni = 0
         self._started = 0
         foreign = [an_eni(limits.eni_count - 1 - n, managed=False) for n in range(foreign_enis)]
+        self.site: EniSite | None = None
+        self.is_schedulable = True
         self.enis: dict[EniId, Eni] = {eni.eni_id: eni for eni in [an_eni(0), *foreign]}
-        self.ledger = a_ledger(*self.enis.values())
+        self.ledger = a_ledger(*self.enis.values(), placement=policy.placement)
         self.demand = DemandHistory(max(policy.settle_addresses_s, policy.settle_enis_s), 0.0)
         self._next_eni = 1_000
 
@@ -70,6 +84,7 @@ class SimulatedNode:
 
     def observe(self) -> Observation:
         short = {SUBNET: self.subnet_free_count} if 0 < self.subnet_free_count < 100 else {}
+        fragmented = frozenset({SUBNET}) if self.is_fragmented and not self.subnet_prefix_count else frozenset()
         seen = Observation(
             now_s=self.now_s,
             limits=self.limits,
@@ -80,6 +95,10 @@ class SimulatedNode:
             ),
             blocked_subnets=frozenset() if self.subnet_free_count else frozenset({SUBNET}),
             short_subnets=short,
+            fragmented_subnets=fragmented,
+            scarce_subnets=frozenset({SUBNET}) if self.is_fragmented else frozenset(),
+            site=self.site,
+            is_schedulable=self.is_schedulable,
         )
         self.demand.note(account(seen, self.policy).demand_count, self.now_s)
         return replace(
@@ -122,9 +141,13 @@ class SimulatedNode:
                 assert len(self.enis) < eni_limit(self.limits, self.policy), "more ENIs than allowed"
                 assert action.device not in {eni.device for eni in self.enis.values()}, "device index taken"
                 assert 1 <= action.count <= self.limits.slots
+                assert self.subnet_free_count >= action.count * action.kind.address_count + 1
+                granted = self._take(action.kind, action.count)
+                if granted is None:
+                    return
                 self._next_eni += 1
-                granted = self._take(action.count + 1)[1:]
-                eni = an_eni(action.device, granted, name=self._next_eni)
+                self.subnet_free_count -= 1
+                eni = replace(an_eni(action.device, name=self._next_eni), blocks=granted)
                 self.enis[eni.eni_id] = eni
                 self.ledger.inventory.add_eni(eni, self.now_s)
                 self.ledger.inventory.eni_ready(eni.eni_id, action.device + 1)
@@ -134,8 +157,9 @@ class SimulatedNode:
                 assert eni.managed
                 assert action.count >= 1
                 assert len(eni.blocks) + action.count <= self.limits.slots, "more addresses than the ENI can have"
-                granted = self._take(action.count)
-                blocks = tuple(single(address) for address in granted)
+                blocks = self._take(action.kind, action.count)
+                if blocks is None:
+                    return
                 self.enis[action.eni_id] = replace(eni, blocks=eni.blocks + blocks)
                 self.ledger.inventory.granted(action.eni_id, blocks, self.now_s)
             case UnassignBlocks():
@@ -145,28 +169,60 @@ class SimulatedNode:
                 left = tuple(block for block in eni.blocks if block not in action.blocks)
                 assert len(left) == len(eni.blocks) - len(action.blocks), "not an address of this ENI"
                 self.enis[action.eni_id] = replace(eni, blocks=left)
-                self.subnet_free_count += len(action.blocks)
+                self._give_back(action.blocks)
                 self.ledger.inventory.retired(action.blocks, self.now_s)
             case ReleaseEni():
                 self.calls.update(["detach", "delete"])
                 self.ledger.inventory.retire_eni(action.eni_id, self.now_s)  # raises when anybody uses it
-                self.subnet_free_count += len(self.enis.pop(action.eni_id).blocks) + 1
+                self.subnet_free_count += 1
+                self._give_back(self.enis.pop(action.eni_id).blocks)
                 self.ledger.inventory.eni_gone(action.eni_id, self.now_s)
             case _:
                 assert_never(action)
 
-    def _take(self, count: int) -> list[IPv4Address]:
-        assert self.subnet_free_count >= count, "the subnet has not that many addresses"
-        self.subnet_free_count -= count
-        self._next_address += count
-        return [ip(self._next_address - n) for n in range(count)]
+    def _take(self, kind: BlockKind, count: int) -> tuple[Block, ...] | None:
+        """Blocks as EC2 grants them, all or none; None when there are not so many whole /28."""
+        assert self.subnet_free_count >= count * kind.address_count, "the subnet has not that many addresses"
+        if kind is BlockKind.IPV4_PREFIX:
+            if self.subnet_prefix_count < count:
+                self.is_fragmented = True
+                return None
+            self.subnet_prefix_count -= count
+            self._next_prefix += count
+            blocks = tuple(prefix(self._next_prefix - n) for n in range(count))
+        else:
+            self._next_address += count
+            blocks = tuple(single(ip(self._next_address - n)) for n in range(count))
+        self.subnet_free_count -= count * kind.address_count
+        return blocks
+
+    def _give_back(self, blocks: Iterable[Block]) -> None:
+        self.subnet_free_count += _address_count(blocks)
+        self.subnet_prefix_count += sum(block.is_prefix for block in blocks)
+
+    def switch(self, policy: PoolPolicy) -> None:
+        """A restart with other settings."""
+        self.policy = policy
+        held = self.ledger.attachments()
+        self.ledger = a_ledger(*self.enis.values(), now_s=self.now_s, placement=policy.placement)
+        for attachment in held:
+            self.ledger.adopt(attachment.holder, attachment.addresses, self.now_s)
+        self.demand = DemandHistory(max(policy.settle_addresses_s, policy.settle_enis_s), self.now_s)
 
     # ---- what came of it
 
     @property
     def total_count(self) -> int:
-        return sum(len(eni.blocks) for eni in self.enis.values() if eni.managed)
+        """Addresses EC2 has given to this node."""
+        return sum(_address_count(eni.blocks) for eni in self.enis.values() if eni.managed)
+
+    def block_count(self, kind: BlockKind) -> int:
+        return sum(block.kind is kind for eni in self.enis.values() if eni.managed for block in eni.blocks)
 
     @property
     def free_count(self) -> int:
         return self.ledger.inventory.count(AddressState.FREE)
+
+
+def _address_count(blocks: Iterable[Block]) -> int:
+    return sum(block.kind.address_count for block in blocks)

@@ -262,7 +262,7 @@ async def pool_world(
     cloud = MemoryEc2(limits, kernel)
     ec2(cloud)
     clock = asyncio.get_running_loop().time
-    recovered = recover(await kernel.observe(), tuple(cloud.enis.values()), clock())
+    recovered = recover(await kernel.observe(), tuple(cloud.enis.values()), clock(), policy.placement)
     ledger = recovered.ledger
     cloud.held = lambda: {address for held in ledger.attachments() for address in held.addresses}
 

@@ -119,6 +119,7 @@ def limits(answer: InstanceTypeInfoTypeDef) -> InstanceLimits:
         instance_type=answer["InstanceType"],
         eni_count=on_card_0["MaximumNetworkInterfaces"],
         addresses_per_eni=network["Ipv4AddressesPerInterface"],
+        is_nitro=answer.get("Hypervisor") == "nitro" or answer.get("BareMetal", False),
     )
 
 

@@ -20,5 +20,10 @@ def bundled_limits(instance_type: str) -> InstanceLimits | None:
     row = table["types"].get(instance_type)
     if row is None:
         return None
-    eni_count, addresses_per_eni = row
-    return InstanceLimits(instance_type=instance_type, eni_count=eni_count, addresses_per_eni=addresses_per_eni)
+    eni_count, addresses_per_eni, *not_nitro = row
+    return InstanceLimits(
+        instance_type=instance_type,
+        eni_count=eni_count,
+        addresses_per_eni=addresses_per_eni,
+        is_nitro=not not_nitro,
+    )

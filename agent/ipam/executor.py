@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from agent.errors import AgentError, Cause, CloudDenied, CloudThrottled
+from agent.ipam.account import asked_count
 from agent.ipam.breakers import Breakers
 from agent.ipam.inventory import CONSISTENCY_S
 from agent.ipam.ledger import Ledger
 from agent.ipam.lookout import Lookout, exhausted
-from agent.ipam.model import Eni, EniId, SubnetId
+from agent.ipam.model import BlockKind, Eni, EniId, SubnetId
 from agent.ipam.plan import Action, AssignBlocks, CreateEni, ReleaseEni, UnassignBlocks
 from agent.ipam.trouble import GROW, SHRINK, eni_scope
 from agent.ports import Cloud, Datapath
@@ -163,11 +164,11 @@ class Executor:
         try:
             granted = await self._cloud.assign_blocks(action.eni_id, action.kind, action.count)
         except AgentError as error:
-            await self._growth_failed(subnet_id, action.count * action.kind.address_count, error)
+            await self._growth_failed(subnet_id, action, error)
             return
         self._inventory.granted(action.eni_id, granted, self._clock())
         self._serve()
-        await self._grown(subnet_id, action.count, len(granted))
+        await self._grown(subnet_id, action, len(granted))
 
     async def _create(self, action: CreateEni) -> None:
         primary = next(usage.eni for usage in self._ledger.enis() if usage.eni.is_primary)
@@ -180,7 +181,7 @@ class Executor:
                 count=action.count,
             )
         except AgentError as error:
-            await self._growth_failed(action.subnet_id, action.count * action.kind.address_count + 1, error)
+            await self._growth_failed(action.subnet_id, action, error)
             return
         self._inventory.add_eni(eni, self._clock())
         # From here on its addresses are in the ledger: they must not count as coming any more.
@@ -188,18 +189,25 @@ class Executor:
         if task is not None:
             self._jobs[task] = _SetUpEni(eni=eni)
         await self._set_up(eni)
-        await self._grown(action.subnet_id, action.count, len(eni.blocks))
+        await self._grown(action.subnet_id, action, len(eni.blocks))
 
-    async def _grown(self, subnet_id: SubnetId, asked_count: int, granted_count: int) -> None:
+    async def _grown(self, subnet_id: SubnetId, action: AssignBlocks | CreateEni, granted_count: int) -> None:
         self._breakers.reset(GROW)
-        if granted_count >= asked_count:
-            self._lookout.subnet_granted(subnet_id)
+        if granted_count >= action.count:
+            self._lookout.subnet_granted(subnet_id, action.kind)
         else:
-            await self._lookout.subnet_refused(subnet_id, asked_count, exhausted(subnet_id, granted_count))
+            await self._subnet_refused(subnet_id, action, exhausted(subnet_id, granted_count))
 
-    async def _growth_failed(self, subnet_id: SubnetId, asked_count: int, error: AgentError) -> None:
+    async def _subnet_refused(self, subnet_id: SubnetId, action: AssignBlocks | CreateEni, error: AgentError) -> None:
+        if action.kind is BlockKind.IPV4_PREFIX and error.cause is Cause.SUBNET_FRAGMENTED:
+            self._lookout.prefixes_refused(subnet_id, action.count, error)
+        else:
+            own_count = isinstance(action, CreateEni)  # an ENI's primary address
+            await self._lookout.subnet_refused(subnet_id, asked_count(action) + own_count, error)
+
+    async def _growth_failed(self, subnet_id: SubnetId, action: AssignBlocks | CreateEni, error: AgentError) -> None:
         if error.cause in {Cause.SUBNET_EXHAUSTED, Cause.SUBNET_FRAGMENTED}:
-            await self._lookout.subnet_refused(subnet_id, asked_count, error)
+            await self._subnet_refused(subnet_id, action, error)
             return
         self._breakers.trip(GROW, error)
         if not isinstance(error, CloudThrottled | CloudDenied):

@@ -20,6 +20,7 @@ from agent.ipam.model import (
     Address,
     AddressState,
     Block,
+    BlockKind,
     BlockUsage,
     Eni,
     EniId,
@@ -29,6 +30,7 @@ from agent.ipam.model import (
     Holder,
     serves_pods,
 )
+from agent.ipam.placement import BlockFill, EniFill, PlacementPolicy, choose_block, choose_eni
 
 CONSISTENCY_S = 30.0
 """How long a describe may lag behind a change. EC2 names no bound; the AWS plugin waits 30 to 60 s for the same."""
@@ -79,6 +81,7 @@ class _Record:
         default_factory=lambda: {state: {} for state in AddressState}
     )
     tallies: dict[Block, _Tally] = field(default_factory=dict)
+    free_by_kind: Counter[BlockKind] = field(default_factory=Counter)
 
     @property
     def usable(self) -> bool:
@@ -88,7 +91,8 @@ class _Record:
 class Inventory:
     """Every ENI of the instance and every pod address on those that serve pods."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: PlacementPolicy) -> None:
+        self._policy = policy
         self._entries: dict[Address, Entry] = {}
         self._records: dict[EniId, _Record] = {}
         self._given_back: dict[Address | EniId, float] = {}
@@ -120,15 +124,30 @@ class Inventory:
         record = self._records.get(eni_id)
         return None if record is None else record.table_id
 
-    def open_enis(self) -> Iterator[tuple[Eni, int]]:
-        """ENIs with a free address that may be handed out, each with its count of busy addresses."""
+    def usable_enis(self) -> Iterator[EniFill]:
+        """ENIs that are set up, stay, and have a free address."""
         for record in self._records.values():
-            if record.usable and record.buckets[AddressState.FREE]:
-                yield record.eni, sum(len(record.buckets[state]) for state in BUSY)
+            if record.usable and record.buckets[AddressState.FREE] and self._policy.allows(record.eni):
+                yield EniFill(
+                    eni_id=record.eni.eni_id,
+                    device=record.eni.device,
+                    is_primary=record.eni.is_primary,
+                    busy_count=sum(len(record.buckets[state]) for state in BUSY),
+                    kinds=[kind for kind, count in record.free_by_kind.items() if count],
+                )
 
-    def longest_free(self, eni_id: EniId) -> Entry:
-        """The address of the ENI that has been free the longest. Only for an ENI of `open_enis`."""
-        return self._entries[next(iter(self._records[eni_id].buckets[AddressState.FREE]))]
+    def next_free(self) -> Entry | None:
+        """The free address that placement chooses for the next pod. O(ENIs + slots of an ENI)."""
+        eni_id = choose_eni(self.usable_enis(), self._policy.preferred)
+        if eni_id is None:
+            return None
+        tallies = self._records[eni_id].tallies
+        fills = (
+            BlockFill(block=block, busy_count=tally.busy_count, free_s=self._entries[next(iter(tally.free))].since_s)
+            for block, tally in tallies.items()
+            if tally.free
+        )
+        return self._entries[next(iter(tallies[choose_block(fills, self._policy.preferred)].free))]
 
     # ---- one address
 
@@ -343,6 +362,7 @@ class Inventory:
             tally.changed_s = max(tally.changed_s, entry.since_s)
             if entry.state is AddressState.FREE:
                 tally.free[entry.address] = None
+                record.free_by_kind[entry.block.kind] += 1
 
     def _unfile(self, entry: Entry) -> None:
         if entry.state is None:
@@ -354,7 +374,9 @@ class Inventory:
             tally = record.tallies[entry.block]
             tally.listed_count -= 1
             tally.busy_count -= entry.state in BUSY
-            tally.free.pop(entry.address, None)
+            if entry.state is AddressState.FREE:
+                del tally.free[entry.address]
+                record.free_by_kind[entry.block.kind] -= 1
             if not tally.listed_count:
                 del record.tallies[entry.block]
 

@@ -29,7 +29,9 @@ from agent.ipam.model import (
     Holder,
     Reservation,
 )
-from agent.ipam.placement import EniFill, choose_eni
+from agent.ipam.placement import PlacementPolicy
+
+DENSEST = PlacementPolicy()
 
 
 class Ledger:
@@ -38,8 +40,8 @@ class Ledger:
     An attachment exists from its reservation on, before its pod is wired, until `release`.
     """
 
-    def __init__(self) -> None:
-        self.inventory = Inventory()
+    def __init__(self, policy: PlacementPolicy = DENSEST) -> None:
+        self.inventory = Inventory(policy)
         self._attachments: dict[AttachmentKey, Attachment] = {}
         self._pods: dict[tuple[str, str, str], dict[AttachmentKey, None]] = {}
         self._cooling: list[tuple[float, int, Entry]] = []
@@ -50,21 +52,17 @@ class Ledger:
     def reserve(self, holder: Holder, now_s: float) -> Attachment | None:
         """Give `holder` an address; the one it has when its key holds one already. None: nothing usable is free.
 
-        Only an address which EC2 listed last time, on an ENI which is set up, is handed out. O(ENIs).
+        Only an address which EC2 listed last time, on an ENI which is set up, is handed out.
         """
         existing = self._attachments.get(holder.key)
         if existing is not None:
             return existing
-        eni_id = choose_eni(
-            EniFill(eni_id=eni.eni_id, device=eni.device, is_primary=eni.is_primary, busy_count=busy_count)
-            for eni, busy_count in self.inventory.open_enis()
-        )
-        if eni_id is None:
+        entry = self.inventory.next_free()
+        if entry is None:
             return None
-        entry = self.inventory.longest_free(eni_id)
         entry.holders = (holder,)
         self.inventory.move(entry, AddressEvent.HOLD, now_s)
-        return self._attach(Attachment(holder=holder, addresses=(entry.address,), eni_id=eni_id, since_s=now_s))
+        return self._attach(Attachment(holder=holder, addresses=(entry.address,), eni_id=entry.eni_id, since_s=now_s))
 
     def reservation(self, key: AttachmentKey) -> Reservation | None:
         """What wiring an attachment takes; None when the key is unknown, or while its ENI is unknown or not set up."""

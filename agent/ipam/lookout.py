@@ -1,21 +1,25 @@
 """When to ask EC2 what there is, and what its answers mean: describes of ENIs and of subnets.
 
-An idle node asks for its ENIs four times an hour and never for subnets. A full subnet is found out by EC2's refusal;
-from then on the list of subnets is asked for again, ever more rarely, instead of the addresses: a read is cheaper
-than a refused write.
+An idle node asks for its ENIs four times an hour and for its subnets once, together with one of those. A node that
+begins to grow asks for subnets while EC2 assigns the first addresses. So an ENI hardly ever waits for the list.
+
+A full subnet is found out by EC2's refusal; from then on the list of subnets is asked for again, ever more rarely,
+instead of the addresses: a read is cheaper than a refused write. A subnet without a free /28 does not show in the list:
+after a refusal single addresses come from it, and prefixes are tried one at a time, ever more rarely.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 
 from agent.errors import AgentError, Cause, CloudLimit
 from agent.ipam.breakers import Breakers
 from agent.ipam.ledger import Ledger
-from agent.ipam.model import AddressState, Finding, Subnet, SubnetId
+from agent.ipam.model import AddressState, BlockKind, Finding, Subnet, SubnetId
 from agent.ipam.plan import CreateEni, Plan
-from agent.ipam.trouble import DESCRIBE_ENIS, DESCRIBE_SUBNETS, subnet_scope
+from agent.ipam.trouble import DESCRIBE_ENIS, DESCRIBE_SUBNETS, prefix_scope, subnet_scope
 from agent.ports import Cloud
 from agent.runtime.log import event_logger
 
@@ -25,8 +29,12 @@ DESCRIBE_EVERY_S = 900.0
 """How old the last describe of ENIs may get: four an hour on an idle node."""
 SECOND_LOOK_S = 60.0
 """When to describe again after a describe that contradicts the kernel: well after EC2's own lag."""
-SUBNETS_FRESH_S = 3600.0
+SUBNETS_EVERY_S = 3300.0
+"""How old the list of subnets must be for a describe of ENIs to bring a new one along: with every fourth."""
+SUBNETS_FRESH_S = 5400.0
 """How long a list of subnets is good enough to choose one for a new ENI. EC2's refusal tells when one is full."""
+SCARCE_S = 600.0
+"""How long prefixes are asked for one at a time after EC2 refused several."""
 
 
 class Lookout:
@@ -46,6 +54,7 @@ class Lookout:
         self._doubt_count = 0
         self._subnets_s = float("-inf")
         self._short: dict[SubnetId, int] = {}
+        self._scarce: dict[SubnetId, float] = {}
 
     @property
     def short_subnets(self) -> dict[SubnetId, int]:
@@ -58,6 +67,18 @@ class Lookout:
         return frozenset(
             one for one in self._known_subnets() - set(self.short_subnets) if self._breakers.is_open(subnet_scope(one))
         )
+
+    @property
+    def fragmented_subnets(self) -> frozenset[SubnetId]:
+        """Subnets that refused a single prefix, for as long as their breaker is open."""
+        return frozenset(one for one in self._known_subnets() if self._breakers.is_open(prefix_scope(one)))
+
+    @property
+    def scarce_subnets(self) -> frozenset[SubnetId]:
+        """Subnets to ask for one prefix at a time: they refused several, or are tried again after refusing one."""
+        now_s = self._clock()
+        refused = {one for one in self._known_subnets() if self._breakers.is_failing(prefix_scope(one))}
+        return frozenset(refused | {one for one, until_s in self._scarce.items() if now_s < until_s})
 
     async def describe_enis_when_due(self) -> None:
         """Describe the ENIs and reconcile the ledger, if the last describe is old and EC2 may be asked."""
@@ -80,6 +101,8 @@ class Lookout:
             self.is_distrusted = False
             unsettled = bool(findings) or self._ledger.inventory.count(AddressState.RETIRING) > 0
             self.describe_at_s = self.described_s + (SECOND_LOOK_S if unsettled else DESCRIBE_EVERY_S)
+        if self._clock() - self._subnets_s >= SUBNETS_EVERY_S:
+            await self._describe_subnets()
 
     def describe_soon(self, after_s: float) -> None:
         """Have the ENIs described no later than `after_s` from now."""
@@ -98,6 +121,21 @@ class Lookout:
         wanted = (creates and is_stale) or (decided.short_count > 0 and bool(self._half_open_subnets()))
         return wanted and await self._describe_subnets()
 
+    async def look_ahead(self, decided: Plan) -> None:
+        """Describe the subnets if nobody has yet and the pool grows: its next step may be an ENI.
+
+        Call it when the plan's actions are under way: none of them waits for the answer.
+        """
+        if decided.short_count and decided.actions and math.isinf(self._subnets_s):
+            await self._describe_subnets()
+
+    def prefixes_refused(self, subnet_id: SubnetId, count: int, error: AgentError) -> None:
+        """EC2 refused `count` prefixes in a subnet: try one at a time; single addresses when there is not one."""
+        error.evidence["subnet"] = subnet_id
+        self._scarce[subnet_id] = self._clock() + SCARCE_S
+        if count == 1:
+            self._breakers.trip(prefix_scope(subnet_id), error)
+
     async def subnet_refused(self, subnet_id: SubnetId, asked_count: int, error: AgentError) -> None:
         """EC2 refused `asked_count` addresses in a subnet: find out how many there are, to ask for exactly that.
 
@@ -111,8 +149,10 @@ class Lookout:
             # EC2 contradicts itself (its count lags, or the rest is reserved): do not ask for the same again.
             self._short.pop(subnet_id, None)
 
-    def subnet_granted(self, subnet_id: SubnetId) -> None:
+    def subnet_granted(self, subnet_id: SubnetId, kind: BlockKind) -> None:
         """EC2 granted all that was asked for in a subnet."""
+        if kind is BlockKind.IPV4_PREFIX:
+            self._breakers.reset(prefix_scope(subnet_id))
         self._short.pop(subnet_id, None)
         self._breakers.reset(subnet_scope(subnet_id))
 

@@ -118,6 +118,15 @@ class Eni:
     def is_primary(self) -> bool:
         return self.card == 0 and self.device == 0
 
+    @property
+    def is_trunk(self) -> bool:
+        return self.interface_type == "trunk"
+
+    @property
+    def may_be_released(self) -> bool:
+        """Not the primary ENI; nor an EFA, which the machine's workloads use beside the pods."""
+        return not self.is_primary and self.interface_type == "interface"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subnet:
@@ -134,11 +143,21 @@ class InstanceLimits:
 
     addresses_per_eni: IPv4 addresses of one ENI, its primary address included; the rest are `slots`.
     A /28 prefix takes one slot.
+    is_nitro: bare metal included; others take no prefixes (EC2 user guide, "Prefix delegation").
     """
 
     instance_type: str
     eni_count: int
     addresses_per_eni: int
+    is_nitro: bool = True
+
+    @property
+    def has_trunk(self) -> bool:
+        """Whether an ENI can be a trunk for pods with security groups of their own.
+
+        EC2 does not say. The EKS user guide ("Security groups for Pods"): most Nitro types, but no t family.
+        """
+        return self.is_nitro and not self.instance_type.startswith("t")
 
     @property
     def slots(self) -> int:

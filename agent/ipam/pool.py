@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from agent.errors import AgentError, CloudFailed, TryAgain
+from agent.ipam.account import account
 from agent.ipam.breakers import Breakers
 from agent.ipam.demand import DemandHistory
 from agent.ipam.executor import Executor
@@ -29,7 +30,7 @@ from agent.ipam.model import (
     Reservation,
 )
 from agent.ipam.plan import Action, Observation, Plan, PoolPolicy
-from agent.ipam.planner import account, plan
+from agent.ipam.planner import plan
 from agent.ipam.shortage import explain
 from agent.ipam.trouble import DESCRIBE_ENIS, GROW, SHRINK, Trouble
 from agent.ipam.waiters import Waiter, Waiters
@@ -160,6 +161,7 @@ class Pool:
             decided = plan(self._observe(), self._policy)
         for action in decided.actions:
             self._executor.start(action, request_ids=self._waiters.request_ids())
+        await self._lookout.look_ahead(decided)
         self._latest = decided
         return self._rest_s()
 
@@ -203,6 +205,8 @@ class Pool:
             subnets=self._lookout.subnets,
             blocked_subnets=self._lookout.blocked_subnets,
             short_subnets=self._lookout.short_subnets,
+            fragmented_subnets=self._lookout.fragmented_subnets,
+            scarce_subnets=self._lookout.scarce_subnets,
             in_flight=self._executor.in_flight,
             setting_up=self._executor.setting_up,
             growth_held=self._breakers.is_open(GROW) or self._lookout.is_distrusted,

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent.errors import Cause, CloudGone
-from agent.ipam.ledger import Ledger
+from agent.ipam.ledger import DENSEST, Ledger
 from agent.ipam.model import Eni, Finding, FindingKind
+from agent.ipam.placement import PlacementPolicy
 from agent.ports import AttachmentSeen, KernelSeen
 
 PRIMARY_AGAIN_S = 1.0
@@ -40,7 +41,7 @@ class Recovery:
     findings: tuple[Finding, ...]
 
 
-def recover(seen: KernelSeen, enis: Sequence[Eni], now_s: float) -> Recovery:
+def recover(seen: KernelSeen, enis: Sequence[Eni], now_s: float, placement: PlacementPolicy = DENSEST) -> Recovery:
     """Build the ledger. The observation of the kernel must be younger than that of EC2.
 
     Two links with the same attachment key cannot both be right: the one made last (the higher interface index) stays.
@@ -55,7 +56,7 @@ def recover(seen: KernelSeen, enis: Sequence[Eni], now_s: float) -> Recovery:
             evidence={"eni_count": len(enis)},
             retry_after_s=PRIMARY_AGAIN_S,
         )
-    ledger = Ledger()
+    ledger = Ledger(placement)
     findings = list(ledger.observe_enis(enis, now_s))
     repairs: list[Repair] = []
     newest = {one.holder.key: one.host_ifname for one in sorted(seen.attachments, key=_made) if one.addresses}

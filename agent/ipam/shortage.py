@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agent.errors import Cause, TryAgain
+from agent.ipam.account import Account, account, eni_limit
 from agent.ipam.plan import CreateEni, Observation, PoolPolicy
-from agent.ipam.planner import Account, account, eni_limit
 from agent.ipam.trouble import DESCRIBE_ENIS, DESCRIBE_SUBNETS, SHRINK, Trouble
 
 _BIGGER = "run fewer pods on this node, raise MAX_ENI if it is set, or use a larger instance type"
@@ -40,7 +40,10 @@ def explain(
         )
     # What growth itself met comes first; a describe that fails only delays it.
     blocking = [one for one in troubles if one.scope not in {SHRINK, DESCRIBE_SUBNETS}]
-    trouble = min(blocking, key=lambda one: one.scope == DESCRIBE_ENIS, default=None)
+    # A subnet without prefixes still gives single addresses: it blocks only together with something else.
+    trouble = min(
+        blocking, key=lambda one: (one.scope == DESCRIBE_ENIS, one.error.cause is Cause.SUBNET_FRAGMENTED), default=None
+    )
     if trouble is not None:
         error = trouble.error
         return TryAgain(

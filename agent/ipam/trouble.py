@@ -20,6 +20,10 @@ def subnet_scope(subnet_id: SubnetId) -> str:
     return f"subnet {subnet_id}"
 
 
+def prefix_scope(subnet_id: SubnetId) -> str:
+    return f"prefixes of {subnet_id}"
+
+
 def eni_scope(eni_id: EniId) -> str:
     return f"eni {eni_id}"
 

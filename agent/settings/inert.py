@@ -14,7 +14,6 @@ _INERT = {
     "AWS_VPC_CNI_NODE_PORT_SUPPORT": "true",
     "AWS_VPC_K8S_CNI_BACKING_STORE": "",
     "AWS_VPC_K8S_CNI_CONNMARK": "0x80 128",
-    "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG": "false",
     "AWS_VPC_K8S_CNI_LOG_FILE": "stderr /host/var/log/aws-routed-eni/ipamd.log",
     "AWS_VPC_K8S_PLUGIN_LOG_FILE": "stderr /var/log/aws-routed-eni/plugin.log",
     "AWS_VPC_K8S_PLUGIN_LOG_LEVEL": "debug info",
@@ -30,8 +29,6 @@ _INERT = {
     "ENABLE_IPv4": "true",
     "ENABLE_IPv6": "false",
     "ENABLE_MULTI_NIC": "false",
-    "ENABLE_POD_ENI": "false",
-    "ENABLE_PREFIX_DELEGATION": "false",
     "ENABLE_V4_EGRESS": "true false",  # the AWS plugin reads it in IPv6 clusters only
     "ENABLE_V6_EGRESS": "false",
     "ENI_CONFIG_ANNOTATION_DEF": "k8s.amazonaws.com/eniconfig",
@@ -40,7 +37,6 @@ _INERT = {
     "INTROSPECTION_BIND_ADDRESS": "",
     "NETWORK_POLICY_ENFORCING_MODE": "none",
     "POD_SECURITY_GROUP_ENFORCING_MODE": "strict",
-    "WARM_PREFIX_TARGET": "0 1",  # without prefix delegation it asks for nothing; 1 is the published manifest's value
 }
 
 NOT_HONOURED: Mapping[str, frozenset[str]] = {name: frozenset(inert.split()) for name, inert in _INERT.items()}

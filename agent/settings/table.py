@@ -67,10 +67,35 @@ class Settings:
         Setting("MINIMUM_IP_TARGET", COUNT, default="0"),
         "How many addresses to hold at least, in use and free together. 0 is unset. Overrides `WARM_ENI_TARGET`.",
     ]
+    prefix_delegation: Annotated[
+        bool,
+        Setting("ENABLE_PREFIX_DELEGATION", BOOLEAN, default="false"),
+        "true: hold /28 prefixes of 16 addresses instead of single ones; each takes the place of one. Where a subnet "
+        "has no whole /28 left, single addresses come from it until it has. Instance types not on Nitro take none. "
+        "May be switched on a node with pods: what they have stays theirs, what is free of the other kind goes back.",
+    ]
+    warm_prefix_target: Annotated[
+        int,
+        Setting("WARM_PREFIX_TARGET", COUNT, default="1"),
+        "How many prefixes' worth of free addresses to hold. Used only with `ENABLE_PREFIX_DELEGATION` and while both "
+        "IP targets are 0. 0 holds one free address. (The default is the published manifest's; the AWS plugin's is 0.)",
+    ]
     max_eni: Annotated[
         int | None,
         Setting("MAX_ENI", MAX_ENI, default=""),
         "The most ENIs to use, the primary included. Unset, or above it: the instance type's limit.",
+    ]
+    pod_eni: Annotated[
+        bool,
+        Setting("ENABLE_POD_ENI", BOOLEAN, default="false"),
+        "true: leave room for one ENI, the trunk of pods with security groups of their own, until it is there. Types "
+        "of the t family and those not on Nitro have no trunk. Nothing else of the feature is there yet.",
+    ]
+    custom_networking: Annotated[
+        bool,
+        Setting("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", BOOLEAN, default="false"),
+        "true: new ENIs go to the subnet, and get the security groups, of the node's ENIConfig; none is made before "
+        "one is known. The primary ENI serves no new pods.",
     ]
     ip_cooldown_s: Annotated[
         int,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.ipam.account import needed_count
 from agent.ipam.model import InstanceLimits
 from agent.ipam.plan import AssignBlocks, CreateEni, PoolPolicy
-from agent.ipam.planner import needed_count
 from tests.pool_simulation import SimulatedNode
 
 LIMITS = st.builds(

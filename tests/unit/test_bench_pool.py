@@ -139,7 +139,11 @@ def test_a_replay_repeats_itself() -> None:
 
 def test_the_agent_starts_serves_a_burst_and_gives_back_what_it_took() -> None:
     replay = replay_ours(scaled(), "m5.4xlarge", IP_TARGETS, 7)
-    assert replay.samples["before"].calls == {"DescribeNetworkInterfaces": 1, "AssignPrivateIpAddresses": 1}
+    assert replay.samples["before"].calls == {
+        "DescribeNetworkInterfaces": 1,
+        "AssignPrivateIpAddresses": 1,
+        "DescribeSubnets": 1,
+    }
     assert 1 <= replay.calls("before", "grown")["AssignPrivateIpAddresses"] <= 3
     assert (len(replay.wait_s), replay.unserved_count, replay.end.failed_add_count) == (20, 0, 0)
     waits_s = sorted(replay.wait_s.values())

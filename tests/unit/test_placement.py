@@ -2,13 +2,19 @@ from __future__ import annotations
 
 import pytest
 
-from agent.ipam.model import SubnetId
+from agent.ipam.model import BlockKind, SubnetId
 from agent.ipam.placement import EniFill, choose_eni, choose_subnet, lowest_free_devices
 from tests.ipam_builders import OTHER_SUBNET, SUBNET, eni_id
 
 
 def fill(device: int, busy_count: int) -> EniFill:
-    return EniFill(eni_id=eni_id(device), device=device, is_primary=device == 0, busy_count=busy_count)
+    return EniFill(
+        eni_id=eni_id(device),
+        device=device,
+        is_primary=device == 0,
+        busy_count=busy_count,
+        kinds=[BlockKind.IPV4_ADDRESS],
+    )
 
 
 @pytest.mark.parametrize(
@@ -21,7 +27,7 @@ def fill(device: int, busy_count: int) -> EniFill:
     ],
 )
 def test_the_primary_is_packed_first_then_the_fullest(busy_by_device: dict[int, int], chosen: int | None) -> None:
-    picked = choose_eni(fill(device, busy) for device, busy in busy_by_device.items())
+    picked = choose_eni([fill(device, busy) for device, busy in busy_by_device.items()], BlockKind.IPV4_ADDRESS)
     assert picked == (None if chosen is None else eni_id(chosen))
 
 

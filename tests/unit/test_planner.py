@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent.ipam.account import READY_GRACE_S
+from agent.ipam.growing import growth_quantum
 from agent.ipam.model import BlockKind, BlockUsage, EniUsage, InstanceLimits, Subnet, SubnetId
 from agent.ipam.plan import (
     AssignBlocks,
@@ -15,7 +19,7 @@ from agent.ipam.plan import (
     ReleaseEni,
     UnassignBlocks,
 )
-from agent.ipam.planner import READY_GRACE_S, growth_quantum, plan
+from agent.ipam.planner import plan
 from tests.ipam_builders import (
     CIDR,
     M5_4XLARGE,
@@ -104,30 +108,36 @@ def create(device: int, count: int, subnet_id: SubnetId = SUBNET) -> CreateEni:
     return CreateEni(device=device, subnet_id=subnet_id, kind=BlockKind.IPV4_ADDRESS, count=count, reason="")
 
 
-# ---- The settled states that the AWS plugin documents (docs/eni-and-ip-target.md): pods -> ENIs, addresses, unused.
+# ---- The settled states that the AWS plugin documents (docs/eni-and-ip-target.md)
 
-SETTLED = [
-    (T3_SMALL, PoolPolicy(warm_eni_target=1), 0, 1, 3, 3),
-    (T3_SMALL, PoolPolicy(warm_eni_target=1), 5, 3, 9, 4),
-    (T3_SMALL, PoolPolicy(warm_eni_target=1), 9, 3, 9, 0),
-    (T3_SMALL, PoolPolicy(warm_ip_target=1, minimum_ip_target=1), 0, 1, 1, 1),
-    (T3_SMALL, PoolPolicy(warm_ip_target=1, minimum_ip_target=1), 5, 2, 6, 1),
-    (T3_SMALL, PoolPolicy(warm_ip_target=1, minimum_ip_target=1), 9, 3, 9, 0),
-    (T3_SMALL, PoolPolicy(warm_ip_target=2, minimum_ip_target=5), 0, 2, 5, 5),
-    (T3_SMALL, PoolPolicy(warm_ip_target=2, minimum_ip_target=5), 5, 3, 7, 2),
-    (T3_SMALL, PoolPolicy(warm_ip_target=2, minimum_ip_target=5), 9, 3, 9, 0),
-    (P3DN_24XLARGE, PoolPolicy(warm_eni_target=1), 0, 1, 49, 49),
-    (P3DN_24XLARGE, PoolPolicy(warm_eni_target=1), 3, 2, 98, 95),
-    (P3DN_24XLARGE, PoolPolicy(warm_eni_target=1), 95, 3, 147, 52),
-    (P3DN_24XLARGE, PoolPolicy(warm_ip_target=5, minimum_ip_target=10), 0, 1, 10, 10),
-    (P3DN_24XLARGE, PoolPolicy(warm_ip_target=5, minimum_ip_target=10), 7, 1, 12, 5),
-    (P3DN_24XLARGE, PoolPolicy(warm_ip_target=5, minimum_ip_target=10), 15, 1, 20, 5),
-    (P3DN_24XLARGE, PoolPolicy(warm_ip_target=5, minimum_ip_target=10), 45, 2, 50, 5),
-]
+_TYPES = {one.instance_type: one for one in (T3_SMALL, P3DN_24XLARGE)}
+
+
+def settled_states() -> list[object]:
+    """limits, policy, pods, ENIs, addresses, unused: the rows of tests/warm_targets.csv."""
+    lines = (Path(__file__).parent.parent / "warm_targets.csv").read_text(encoding="utf-8").splitlines()
+    rows = csv.DictReader(line for line in lines if not line.startswith("#"))
+    return [
+        pytest.param(
+            _TYPES[row["instance_type"]],
+            PoolPolicy(
+                warm_eni_target=_target(row["warm_eni"], unset=1),
+                warm_ip_target=_target(row["warm_ip"]),
+                minimum_ip_target=_target(row["minimum_ip"]),
+            ),
+            *(int(row[name]) for name in ("pods", "enis", "secondary_ips", "unused")),
+            id=f"{row['instance_type']}-{row['warm_eni']}-{row['warm_ip']}-{row['minimum_ip']}-{row['pods']}",
+        )
+        for row in rows
+    ]
+
+
+def _target(text: str, *, unset: int = 0) -> int:
+    return unset if text == "-" else int(text)
 
 
 @pytest.mark.parametrize("pace", ["burst", "one by one"])
-@pytest.mark.parametrize(("limits", "policy", "pods", "enis", "total", "unused"), SETTLED)
+@pytest.mark.parametrize(("limits", "policy", "pods", "enis", "total", "unused"), settled_states())
 def test_the_documented_settled_states_hold(
     limits: InstanceLimits, policy: PoolPolicy, pods: int, enis: int, total: int, unused: int, pace: str
 ) -> None:
@@ -143,7 +153,7 @@ def test_the_documented_settled_states_hold(
     assert (len(node.running), len(node.enis), node.total_count, node.free_count) == (pods, enis, total, unused)
 
 
-@pytest.mark.parametrize(("limits", "policy", "pods", "enis", "total", "unused"), SETTLED)
+@pytest.mark.parametrize(("limits", "policy", "pods", "enis", "total", "unused"), settled_states())
 def test_they_hold_after_more_pods_have_come_and_gone(
     limits: InstanceLimits, policy: PoolPolicy, pods: int, enis: int, total: int, unused: int
 ) -> None:

@@ -35,7 +35,8 @@ async def test_the_pool_fills_to_its_target_and_serves_at_once() -> None:
         reservation = await world.start_pod("web")
         assert world.now_s() == began_s
         assert (reservation.eni_id, reservation.table_id) == (eni_id(0), 254)
-        assert world.ec2.count() == 1
+        assert world.ec2.count("assign") == 1
+        assert world.ec2.count() == world.ec2.count("assign", "subnets") == 2
 
 
 @virtual_time

@@ -63,7 +63,8 @@ async def test_an_unknown_outcome_of_an_assign_is_looked_up() -> None:
     async with pool_world(LEAN) as world:
         world.ec2.lost_replies.append(unavailable())
         await world.start_pod("web")
-        assert [call.action for call in world.ec2.calls] == ["assign", "describe"]
+        # The subnets are looked up beside the first growth, for the ENI that may come next.
+        assert [call.action for call in world.ec2.calls] == ["subnets", "assign", "describe"]
 
 
 @virtual_time
@@ -77,7 +78,7 @@ async def test_an_eni_that_is_gone_is_looked_up_again() -> None:
         world.ec2.failures["assign"] = deque([CloudGone(Cause.EC2_GONE, "no such ENI")])
         del world.ec2.enis[eni_id(1)]
         reservation = await world.start_pod("late")
-        assert [call.action for call in world.ec2.calls] == ["assign", "describe", "subnets", "create"]
+        assert [call.action for call in world.ec2.calls] == ["subnets", "assign", "describe", "create"]
         assert reservation.eni_id in world.ec2.enis
 
 

@@ -20,7 +20,11 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         warm_eni_target=1,
         warm_ip_target=0,
         minimum_ip_target=0,
+        prefix_delegation=False,
+        warm_prefix_target=1,
         max_eni=None,
+        pod_eni=False,
+        custom_networking=False,
         ip_cooldown_s=30,
         settle_addresses_s=600,
         settle_enis_s=900,
@@ -150,9 +154,9 @@ def test_pods_get_the_mtu_of_the_enis_unless_told_otherwise() -> None:
 
 
 def test_settings_without_effect_are_named_in_one_notice() -> None:
-    settings = load({"ENABLE_PREFIX_DELEGATION": "true", "WARM_PREFIX_TARGET": "2", "UNKNOWN_NAME": "x"})
+    settings = load({"AWS_VPC_K8S_CNI_BACKING_STORE": "/x", "HTTP_TIMEOUT": "20", "UNKNOWN_NAME": "x"})
     [notice] = settings.notices
-    assert notice.endswith("without effect in this version: ENABLE_PREFIX_DELEGATION=true, WARM_PREFIX_TARGET=2")
+    assert notice.endswith("without effect in this version: AWS_VPC_K8S_CNI_BACKING_STORE=/x, HTTP_TIMEOUT=20")
 
 
 def test_a_value_that_asks_for_what_happens_anyway_is_not_worth_a_notice() -> None:

@@ -203,10 +203,13 @@ class SimulatedNode:
     def switch(self, policy: PoolPolicy) -> None:
         """A restart with other settings."""
         self.policy = policy
-        held = self.ledger.attachments()
+        held, addresses = self.ledger.attachments(), self.ledger.addresses()
         self.ledger = a_ledger(*self.enis.values(), now_s=self.now_s, placement=policy.placement)
         for attachment in held:
             self.ledger.adopt(attachment.holder, attachment.addresses, self.now_s)
+        for view in addresses:
+            if view.state is AddressState.COOLING:
+                self.ledger.rest(view.address, until_s=view.since_s + COOLDOWN_S, now_s=self.now_s)
         self.demand = DemandHistory(max(policy.settle_addresses_s, policy.settle_enis_s), self.now_s)
 
     # ---- what came of it

@@ -402,7 +402,13 @@ def _usage(record: _Record) -> EniUsage:
         retiring_count=len(record.buckets[AddressState.RETIRING]),
         free=tuple(record.buckets[AddressState.FREE]),
         blocks=tuple(
-            BlockUsage(block=block, busy_count=tally.busy_count, free_count=len(tally.free), changed_s=tally.changed_s)
+            BlockUsage(
+                block=block,
+                listed_count=tally.listed_count,
+                busy_count=tally.busy_count,
+                free_count=len(tally.free),
+                changed_s=tally.changed_s,
+            )
             for block, tally in record.tallies.items()
         ),
     )

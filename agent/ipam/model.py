@@ -248,11 +248,13 @@ class AddressView:
 class BlockUsage:
     """A block EC2 lists on an ENI, and how many of its addresses are in which state.
 
+    listed_count: all that EC2 lists, those being given back included.
     busy_count: held, cooling or quarantined: they pin the block.
     changed_s: when one of its addresses last changed its state.
     """
 
     block: Block
+    listed_count: int
     busy_count: int
     free_count: int
     changed_s: float

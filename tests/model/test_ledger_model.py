@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -13,23 +13,27 @@ from agent.ipam.inventory import CONSISTENCY_S
 from agent.ipam.ledger import Ledger
 from agent.ipam.lifecycle import TRANSITIONS
 from agent.ipam.model import Address, AddressState, Block, Eni, EniId
-from tests.ipam_builders import a_holder, a_ledger, an_eni, eni_id, ip, single
+from tests.ipam_builders import a_holder, a_ledger, an_eni, eni_id, ip, prefix, single
 
 COOLDOWN_S = 30.0
+BLOCKS = [*(single(ip(number)) for number in (1, 2, 3, 4, 5, 6, 20, 21)), prefix(1), prefix(2)]
+"""Two of the single addresses are also in the first prefix: EC2 grants them now as the one, now as the other."""
+ADDRESSES = sorted({address for block in BLOCKS for address in block.addresses()}, key=int)
+BLOCK_SETS = st.lists(st.sampled_from(BLOCKS), max_size=4, unique=True)
 USABLE = {AddressState.FREE, AddressState.HELD, AddressState.COOLING}
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Four ENIs at most, ten addresses, a dozen pods; somebody else changes EC2 now and then."""
+    """Four ENIs at most, ten blocks, a dozen pods; somebody else changes EC2 now and then."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 0.0
-        self.ec2: dict[EniId, set[Address]] = {eni_id(0): {ip(1), ip(2)}}
+        self.ec2: dict[EniId, set[Block]] = {eni_id(0): {single(ip(1)), prefix(2)}}
         self.ledger: Ledger = a_ledger(*self._describe())
         self.holders: dict[str, tuple[Address, ...]] = {}
         self.cooling_until_s: dict[Address, float] = {}
-        self.pending: set[Address] = set()
+        self.pending: set[Block] = set()
         self.before: dict[Address, AddressState] = self._states()
 
     # ---- pods
@@ -44,7 +48,7 @@ class LedgerMachine(RuleBasedStateMachine):
             (address,) = attachment.addresses
             assert address in self._listed(), "handed out, but EC2 did not list it"
             assert self.cooling_until_s.get(address, 0.0) <= self.now_s, "handed out while it was cooling"
-            assert address not in self.pending, "handed out while it was being given back"
+            assert address not in _addresses(self.pending), "handed out while it was being given back"
             assert all(address not in held for held in self.holders.values()), "handed out twice"
             self.holders[f"pod-{pod}"] = attachment.addresses
 
@@ -55,8 +59,8 @@ class LedgerMachine(RuleBasedStateMachine):
         assert set(released) <= set(held)
         self.cooling_until_s.update((address, self.now_s + COOLDOWN_S) for address in released)
 
-    @rule(pod=st.integers(13, 16), address=st.integers(1, 10).map(ip))
-    def find_a_pod_in_the_kernel(self, pod: int, address: IPv4Address) -> None:
+    @rule(pod=st.integers(13, 16), address=st.sampled_from(ADDRESSES))
+    def find_a_pod_in_the_kernel(self, pod: int, address: Address) -> None:
         states = self._states()
         if f"pod-{pod}" not in self.holders and states.get(address) not in {
             AddressState.COOLING,
@@ -74,28 +78,27 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # ---- our changes of EC2
 
-    @rule(device=st.integers(0, 3), addresses=st.sets(st.integers(1, 10).map(ip), max_size=4))
-    def assign(self, device: int, addresses: set[IPv4Address]) -> None:
-        owned = set().union(*self.ec2.values())
-        granted = addresses - owned
+    @rule(device=st.integers(0, 3), wanted=BLOCK_SETS)
+    def assign(self, device: int, wanted: list[Block]) -> None:
+        granted = self._grant(wanted)
         if eni_id(device) in self.ec2 and eni_id(device) in {usage.eni.eni_id for usage in self.ledger.enis()}:
-            self.ec2[eni_id(device)] |= granted
-            self.pending -= granted
-            self.ledger.inventory.granted(eni_id(device), [single(one) for one in sorted(granted)], self.now_s)
+            self.ec2[eni_id(device)] |= set(granted)
+            self._pending_no_more(granted)
+            self.ledger.inventory.granted(eni_id(device), granted, self.now_s)
 
     @rule(data=st.data())
     def retire(self, data: st.DataObject) -> None:
-        free = [address for usage in self.ledger.enis() for address in usage.free]
+        free = [usage.block for eni in self.ledger.enis() for usage in eni.blocks if usage.is_free]
         if free:
-            chosen = data.draw(st.sets(st.sampled_from(free), min_size=1))
-            self.ledger.inventory.retire([single(one) for one in chosen], self.now_s)
-            self.pending |= chosen
+            chosen = data.draw(st.lists(st.sampled_from(free), min_size=1, unique=True))
+            self.ledger.inventory.retire(chosen, self.now_s)
+            self.pending |= set(chosen)
 
     @precondition(lambda self: self.pending)
     @rule(outcome=st.sampled_from(["taken", "refused", "unknown, taken", "unknown, refused"]))
     def ec2_answers(self, outcome: str) -> None:
         pending, self.pending = self.pending, set()
-        blocks = [single(one) for one in pending]
+        blocks = sorted(pending, key=str)
         if outcome.endswith("taken"):
             self.ec2 = {one: owned - pending for one, owned in self.ec2.items()}
         match outcome:
@@ -106,12 +109,12 @@ class LedgerMachine(RuleBasedStateMachine):
             case _:
                 self.ledger.inventory.doubt(blocks, self.now_s)
 
-    @rule(device=st.integers(1, 3), addresses=st.sets(st.integers(1, 10).map(ip), max_size=4))
-    def create_eni(self, device: int, addresses: set[IPv4Address]) -> None:
+    @rule(device=st.integers(1, 3), wanted=BLOCK_SETS)
+    def create_eni(self, device: int, wanted: list[Block]) -> None:
         if eni_id(device) not in self.ec2 and eni_id(device) not in {usage.eni.eni_id for usage in self.ledger.enis()}:
-            granted = addresses - set().union(*self.ec2.values())
+            granted = self._grant(wanted)
             self.ec2[eni_id(device)] = set(granted)
-            self.pending -= granted
+            self._pending_no_more(granted)
             self.ledger.inventory.add_eni(self._eni(eni_id(device)), self.now_s)
             self.ledger.inventory.eni_ready(eni_id(device), device + 1)
 
@@ -121,7 +124,8 @@ class LedgerMachine(RuleBasedStateMachine):
             if usage.eni.eni_id == eni_id(device) and usage.busy_count == 0 and eni_id(device) in self.ec2:
                 self.ledger.inventory.retire_eni(eni_id(device), self.now_s)
                 held = {address for addresses in self.holders.values() for address in addresses}
-                assert not held & self.ec2[eni_id(device)] or self._foreign(held & self.ec2[eni_id(device)])
+                here = _addresses(self.ec2[eni_id(device)])
+                assert not held & here or self._foreign(held & here)
                 self.pending -= self.ec2.pop(eni_id(device))
                 self.ledger.inventory.eni_gone(eni_id(device), self.now_s)
 
@@ -133,10 +137,10 @@ class LedgerMachine(RuleBasedStateMachine):
         for usage in self.ledger.enis():
             self.ledger.inventory.eni_ready(usage.eni.eni_id, usage.eni.device + 1)
 
-    @rule(address=st.integers(1, 10).map(ip))
-    def somebody_takes_an_address(self, address: IPv4Address) -> None:
+    @rule(block=st.sampled_from(BLOCKS))
+    def somebody_takes_a_block(self, block: Block) -> None:
         for owned in self.ec2.values():
-            owned.discard(address)
+            owned.discard(block)
         self.now_s += CONSISTENCY_S
         self.describe()
 
@@ -166,7 +170,8 @@ class LedgerMachine(RuleBasedStateMachine):
             if view.state is AddressState.HELD:
                 assert len(view.holders) == 1
             if view.state in USABLE - {AddressState.COOLING}:
-                assert view.address in self.ec2.get(view.eni_id or eni_id(99), set()), "believed usable, not EC2's"
+                owned = self.ec2.get(view.eni_id or eni_id(99), set())
+                assert view.address in _addresses(owned), "believed usable, not EC2's"
             assert bool(view.holders) == (view.state in {AddressState.HELD, AddressState.QUARANTINED})
 
     @invariant()
@@ -176,7 +181,9 @@ class LedgerMachine(RuleBasedStateMachine):
             assert self.ledger.inventory.count(state) == sum(view.state is state for view in views)
         for usage in self.ledger.enis():
             here = [view for view in views if view.eni_id == usage.eni.eni_id and view.listed]
-            assert usage.used_slot_count == len(here)
+            assert sum(one.listed_count for one in usage.blocks) == len(here)
+            assert sum(one.busy_count for one in usage.blocks) == usage.busy_count
+            assert sum(one.free_count for one in usage.blocks) == len(usage.free)
             assert set(usage.free) == {view.address for view in here if view.state is AddressState.FREE}
 
     @invariant()
@@ -200,12 +207,26 @@ class LedgerMachine(RuleBasedStateMachine):
         return {view.address: view.state for view in self.ledger.addresses()}
 
     def _listed(self) -> set[Address]:
-        return set().union(*self.ec2.values())
+        return _addresses(block for owned in self.ec2.values() for block in owned)
+
+    def _grant(self, wanted: list[Block]) -> list[Block]:
+        """Those EC2 can grant: no address of them is anybody's."""
+        taken = self._listed()
+        granted: list[Block] = []
+        for block in wanted:
+            if not taken & set(block.addresses()):
+                granted.append(block)
+                taken |= set(block.addresses())
+        return granted
+
+    def _pending_no_more(self, granted: list[Block]) -> None:
+        """What EC2 grants anew it had taken back."""
+        again = _addresses(granted)
+        self.pending = {block for block in self.pending if not again & set(block.addresses())}
 
     def _eni(self, one: EniId) -> Eni:
         device = int(one.removeprefix("eni-"), 16)
-        blocks = tuple(Block(network=IPv4Network(str(address))) for address in sorted(self.ec2[one], key=int))
-        return replace(an_eni(device), blocks=blocks)
+        return replace(an_eni(device), blocks=tuple(sorted(self.ec2[one], key=str)))
 
     def _describe(self) -> list[Eni]:
         return [self._eni(one) for one in sorted(self.ec2)]
@@ -213,6 +234,10 @@ class LedgerMachine(RuleBasedStateMachine):
     def _foreign(self, addresses: set[Address]) -> bool:
         """Held by a pod through another ENI, or quarantined: not this ENI's in the ledger."""
         return all(self._states()[address] is AddressState.QUARANTINED for address in addresses)
+
+
+def _addresses(blocks: Iterable[Block]) -> set[Address]:
+    return {address for block in blocks for address in block.addresses()}
 
 
 LedgerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -53,11 +53,11 @@ def usage(
     start = 100 * (device + 1)
     singles = [single(ip(start + n)) for n in range(free + held + cooling)]
     slots = [
-        BlockUsage(block=block, busy_count=n >= free, free_count=n < free, changed_s=0.0)
+        BlockUsage(block=block, listed_count=1, busy_count=n >= free, free_count=n < free, changed_s=0.0)
         for n, block in enumerate(singles)
     ]
     slots += [
-        BlockUsage(block=prefix(start + n), busy_count=busy, free_count=16 - busy, changed_s=0.0)
+        BlockUsage(block=prefix(start + n), listed_count=16, busy_count=busy, free_count=16 - busy, changed_s=0.0)
         for n, busy in enumerate(prefixes)
     ]
     made = EniUsage(

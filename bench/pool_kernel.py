@@ -131,6 +131,7 @@ class MemoryKernel:
     def _check_addresses(self) -> None:
         enis = self._vpc.state.enis_of(self._instance_id)
         listed = {address for eni in enis for address in eni.secondary_addresses}
+        listed |= {address for eni in enis for prefix in eni.ipv4_prefixes for address in prefix}
         used = {address for veth in self._veths.values() for address in veth.addresses}
         used |= {address for address, until_s in self._cooling_until_s.items() if until_s > self._clock()}
         assert used <= listed, f"EC2 has {used - listed} back, which pods use or used a moment ago"

@@ -15,7 +15,7 @@ from itertools import count
 from agent.attachments import AttachmentPolicy, Attachments, AttachRequest
 from agent.errors import AgentError
 from agent.ipam.model import AttachmentKey, Holder
-from agent.ipam.plan import PoolPolicy
+from agent.ipam.plan import PoolPolicy, Surroundings
 from agent.ipam.pool import Pool
 from agent.ipam.recovery import recover
 from agent.runtime.reconciler import Reconciler
@@ -23,6 +23,7 @@ from bench.pool_cloud import MemoryClient, MemoryCloud, MemoryMetadata
 from bench.pool_kernel import MemoryKernel
 from sim.model.config import REALISTIC_TIMINGS, SubnetConfig, VpcConfig
 from sim.model.records import Step
+from sim.model.space import free_prefixes, take
 from sim.model.vpc import Vpc
 
 COOLDOWN_S = 30.0
@@ -71,6 +72,7 @@ class EnokiNode:
         self.metadata = MemoryMetadata(self._vpc, self._instance_id, clock=self._clock)
         self.failed_add_count = 0
         self.wait_s: dict[str, float] = {}
+        self._is_schedulable = True
         self._agent: _Agent | None = None
         self._pods: dict[str, _Pod] = {}
 
@@ -81,8 +83,9 @@ class EnokiNode:
 
     @property
     def address_count(self) -> int:
-        """Secondary addresses EC2 has given to this node's ENIs."""
-        return sum(len(eni.secondary_addresses) for eni in self._vpc.state.enis_of(self._instance_id))
+        """Addresses EC2 has given to this node's ENIs for pods."""
+        enis = self._vpc.state.enis_of(self._instance_id)
+        return sum(len(eni.secondary_addresses) + 16 * len(eni.ipv4_prefixes) for eni in enis)
 
     @property
     def eni_count(self) -> int:
@@ -111,6 +114,7 @@ class EnokiNode:
             wake=loop.wake,
             draw=self._random.random,
         )
+        pool.tell(Surroundings(is_schedulable=self._is_schedulable))
         await pool.start()
         attachments = Attachments(
             pool=pool,
@@ -180,6 +184,17 @@ class EnokiNode:
             await self._running().attachments.delete(pod.key)
 
     # ---- the world around
+
+    def cordon(self, *, is_schedulable: bool) -> None:
+        """Kubernetes says whether new pods may come."""
+        self._is_schedulable = is_schedulable
+        self._running().pool.tell(Surroundings(is_schedulable=is_schedulable))
+
+    def fragment_subnet(self) -> None:
+        """Others take one address of every /28 that is free as a whole, and keep it."""
+        subnet = self._vpc.state.subnets[self._subnet_id]
+        broken = take(subnet, (prefix[0] for prefix in tuple(free_prefixes(subnet))))
+        self._vpc.apply(lambda state, _: Step(state=state.with_subnet(broken), result=None), now_s=self._clock())
 
     def fill_subnet(self) -> None:
         """Others take every address the subnet has left, and keep them."""

@@ -60,12 +60,15 @@ class Replay:
         return self.samples[until].calls - self.samples[since].calls
 
 
-def capacity(instance_type: str) -> AwsCapacity:
-    """What the AWS plugin knows of a type: its limits, and the number of pods that follows from them."""
+def capacity(instance_type: str, targets: PoolPolicy) -> AwsCapacity:
+    """What the AWS plugin knows of a type: its limits, and the number of pods that follows from them.
+
+    With prefixes that is 110 (EKS user guide, "Amazon EKS recommended maximum Pods": below 30 vCPUs).
+    """
     limits = load_catalog()[instance_type]
     enis, slots = limits.interfaces_per_card[0], limits.ipv4_per_interface - 1
     # amazon-eks-ami, eni-max-pods.txt: ENIs x (addresses - 1) + 2, for the two pods of the host's network.
-    return AwsCapacity(slots=slots, eni_count=enis, pod_count=enis * slots + 2)
+    return AwsCapacity(slots=slots, eni_count=enis, pod_count=110 if targets.prefix_delegation else enis * slots + 2)
 
 
 # ---- theirs
@@ -74,9 +77,13 @@ def capacity(instance_type: str) -> AwsCapacity:
 def replay_theirs(trace: Trace, instance_type: str, targets: PoolPolicy, seed: int) -> Replay:
     """The AWS plugin's rules."""
     wanted = AwsTargets(
-        warm_eni=targets.warm_eni_target, warm_ip=targets.warm_ip_target, minimum_ip=targets.minimum_ip_target
+        warm_eni=targets.warm_eni_target,
+        warm_ip=targets.warm_ip_target,
+        minimum_ip=targets.minimum_ip_target,
+        warm_prefix=targets.warm_prefix_target,
+        prefixes=targets.prefix_delegation,
     )
-    node = AwsNode(capacity(instance_type), wanted, simulator_delays(), seed=seed)
+    node = AwsNode(capacity(instance_type, targets), wanted, simulator_delays(), seed=seed)
     samples: dict[str, Sample] = {}
     sizes: list[int] = []
 
@@ -118,7 +125,8 @@ def _change_theirs(node: AwsNode, event: Event) -> Callable[[], None]:
             return lambda: setattr(node, "cordoned", True)
         case EventKind.UNCORDON:
             return lambda: setattr(node, "cordoned", False)
-        case EventKind.FILL_SUBNET:
+        case EventKind.FILL_SUBNET | EventKind.FRAGMENT_SUBNET:
+            # The AWS plugin reacts to InsufficientCidrBlocks as it does to a full subnet.
             return lambda: setattr(node, "refusal", Refusal.SUBNET_FULL)
         case EventKind.THROTTLE_ASSIGN:
             return lambda: setattr(node, "refusal", Refusal.THROTTLED)
@@ -192,8 +200,10 @@ async def _change_ours(node: EnokiNode, event: Event) -> None:
             node.fill_subnet()
         case EventKind.THROTTLE_ASSIGN:
             node.client.refusals["AssignPrivateIpAddresses"] = "RequestLimitExceeded"
+        case EventKind.FRAGMENT_SUBNET:
+            node.fragment_subnet()
         case EventKind.CORDON | EventKind.UNCORDON:
-            pass  # The agent does not know of it: Kubernetes is not connected yet.
+            node.cordon(is_schedulable=event.kind is EventKind.UNCORDON)
 
 
 def _sample_ours(node: EnokiNode) -> Sample:

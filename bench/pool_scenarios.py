@@ -13,11 +13,17 @@ from bench.pool_traces import EventKind, Trace
 
 ENI_TARGET = PoolPolicy(warm_eni_target=1)
 IP_TARGETS = PoolPolicy(warm_ip_target=5, minimum_ip_target=10)
-TARGETS = {"WARM_ENI 1": ENI_TARGET, "WARM_IP 5, MIN 10": IP_TARGETS}
+PREFIX_TARGET = PoolPolicy(prefix_delegation=True, warm_prefix_target=1)
+PREFIX_IP_TARGETS = PoolPolicy(prefix_delegation=True, warm_ip_target=5, minimum_ip_target=10)
+TARGETS = {
+    "WARM_ENI 1": ENI_TARGET,
+    "WARM_IP 5, MIN 10": IP_TARGETS,
+    "PD, WARM_PREFIX 1": PREFIX_TARGET,
+    "PD, WARM_IP 5, MIN 10": PREFIX_IP_TARGETS,
+}
 
 NOT_SUPPORTED = (
-    "prefix delegation (WARM_PREFIX_TARGET, or IP targets with prefixes): start, scaling, the job every five minutes",
-    "custom networking: start",
+    "custom networking: start (ours knows the site of an ENIConfig, the model of the AWS plugin does not)",
     "IPv6: start, and the wait for a trunk ENI",
     "security groups for pods: the wait for a trunk ENI",
     "pods with interfaces on several network cards: the idle second card",
@@ -77,12 +83,13 @@ def _scaling() -> Iterator[Scenario]:
     for instance_type, count in (("m5.large", 27), ("m5.4xlarge", 50)):
         for name, targets in TARGETS.items():
             for gap_s, how in ((10.0, "one by one"), (0.0, "burst")):
+                pod_count = 50 if targets.prefix_delegation else count
                 yield Scenario(
                     group="scale",
                     name=f"{instance_type}, {name}, {how}",
                     instance_type=instance_type,
                     targets=targets,
-                    trace=partial(_scale, count, gap_s),
+                    trace=partial(_scale, pod_count, gap_s),
                     seed_count=20,
                 )
 
@@ -95,7 +102,7 @@ def _steady() -> Iterator[Scenario]:
     instance_type = "m5.4xlarge"
     for eni_count in (1, 2, 3, 8):
         # So many pods that WARM_ENI_TARGET=1 wants exactly this many ENIs.
-        pod_count = max(0, (eni_count - 2) * capacity(instance_type).slots + 1)
+        pod_count = max(0, (eni_count - 2) * capacity(instance_type, ENI_TARGET).slots + 1)
         yield Scenario(
             group="steady",
             name=f"{instance_type}, WARM_ENI 1, ENIs: {eni_count}",
@@ -104,15 +111,25 @@ def _steady() -> Iterator[Scenario]:
             trace=_always(traces.steady(pod_count)),
             seed_count=3,
         )
+    yield Scenario(
+        group="steady",
+        name=f"{instance_type}, PD, WARM_PREFIX 1, ENIs: 1",
+        instance_type=instance_type,
+        targets=PREFIX_TARGET,
+        trace=_always(traces.steady(20)),
+        seed_count=3,
+    )
 
 
 def _trouble() -> Iterator[Scenario]:
-    full, throttled = EventKind.FILL_SUBNET, EventKind.THROTTLE_ASSIGN
+    full, throttled, broken = EventKind.FILL_SUBNET, EventKind.THROTTLE_ASSIGN, EventKind.FRAGMENT_SUBNET
     for group, name, instance_type, targets, trace in (
         ("cron", "WARM_ENI 1, a 60 s pod every 5 min", "m5.4xlarge", ENI_TARGET, traces.cron(0)),
         ("cron", "WARM_IP 5, MIN 10, 5 pods and that job", "m5.4xlarge", IP_TARGETS, traces.cron(5)),
+        ("cron", "PD, WARM_PREFIX 1, a 60 s pod every 5 min", "m5.4xlarge", PREFIX_TARGET, traces.cron(0)),
         ("refused", "subnet full, every ENI attached", "m5.large", IP_TARGETS, traces.refused(full, 20, 7)),
         ("refused", "subnet full, ENIs to spare", "m5.4xlarge", IP_TARGETS, traces.refused(full, 20, 10)),
+        ("refused", "PD, no whole /28 left", "m5.large", PREFIX_TARGET, traces.refused(broken, 20, 12)),
         ("refused", "AssignPrivateIpAddresses throttled", "m5.large", IP_TARGETS, traces.refused(throttled, 20, 7)),
     ):
         yield Scenario(

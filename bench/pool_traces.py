@@ -24,6 +24,8 @@ class EventKind(StrEnum):
     UNCORDON = "uncordon"
     FILL_SUBNET = "fill_subnet"
     """Others take every address the subnet has left, and keep them."""
+    FRAGMENT_SUBNET = "fragment_subnet"
+    """Others take one address of every /28 that is free as a whole, and keep it."""
     THROTTLE_ASSIGN = "throttle_assign"
     """From now on EC2 refuses every AssignPrivateIpAddresses with RequestLimitExceeded."""
 

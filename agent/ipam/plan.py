@@ -114,6 +114,16 @@ class EniSite:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What somebody else knows of this node, and the pool only hears: see the fields of `Observation`."""
+
+    announced_count: int = 0
+    site: EniSite | None = None
+    is_schedulable: bool = True
+    max_pods: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
     """What the planner knows of the world, at one moment.
 

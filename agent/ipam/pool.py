@@ -29,7 +29,7 @@ from agent.ipam.model import (
     InstanceLimits,
     Reservation,
 )
-from agent.ipam.plan import Action, Observation, Plan, PoolPolicy
+from agent.ipam.plan import Action, Observation, Plan, PoolPolicy, Surroundings
 from agent.ipam.planner import plan
 from agent.ipam.shortage import explain
 from agent.ipam.trouble import DESCRIBE_ENIS, GROW, SHRINK, Trouble
@@ -83,6 +83,7 @@ class Pool:
         self._policy = policy
         self._clock = clock
         self._wake = wake
+        self._surroundings = Surroundings()
         self._waiters = Waiters()
         self._demand = DemandHistory(max(policy.settle_addresses_s, policy.settle_enis_s), clock())
         self._breakers = Breakers(clock=clock, draw=draw)
@@ -145,6 +146,11 @@ class Pool:
         self._wake()
         return released
 
+    def tell(self, surroundings: Surroundings) -> None:
+        """What Kubernetes says of this node; call it whenever that changes."""
+        self._surroundings = surroundings
+        self._wake()
+
     async def step(self) -> float:
         """One turn of the loop; returns the seconds until the next one. Never raises an AgentError.
 
@@ -202,6 +208,10 @@ class Pool:
             limits=self._limits,
             enis=self._ledger.enis(),
             waiter_count=len(self._waiters),
+            announced_count=self._surroundings.announced_count,
+            site=self._surroundings.site,
+            is_schedulable=self._surroundings.is_schedulable,
+            max_pods=self._surroundings.max_pods,
             subnets=self._lookout.subnets,
             blocked_subnets=self._lookout.blocked_subnets,
             short_subnets=self._lookout.short_subnets,

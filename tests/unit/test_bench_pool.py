@@ -31,7 +31,7 @@ PREFIXES, PREFIXES_FIVE_TEN = AwsTargets(prefixes=True), AwsTargets(prefixes=Tru
 
 
 def aws_node(instance_type: str, targets: AwsTargets, seed: int = 0) -> AwsNode:
-    limits = capacity(instance_type)
+    limits = capacity(instance_type, PoolPolicy())
     if targets.prefixes:
         limits = AwsCapacity(slots=limits.slots, eni_count=limits.eni_count, pod_count=110)
     node = AwsNode(limits, targets, ASSUMED_DELAYS, seed=seed)

@@ -43,6 +43,7 @@ class Replay:
     serving: when the first ADD could be served. samples: at the trace's marks.
     wait_s: of every pod that got an address, from its first ADD on, by pod. unserved_count: pods that never got one.
     sizes: addresses held, once a minute from serving to the end.
+    is_ours: describes ENIs and subnets on a schedule, where the other asks IMDS.
     """
 
     serving: Sample
@@ -50,6 +51,7 @@ class Replay:
     wait_s: Mapping[str, float]
     unserved_count: int
     sizes: tuple[int, ...]
+    is_ours: bool
 
     @property
     def end(self) -> Sample:
@@ -112,6 +114,7 @@ def replay_theirs(trace: Trace, instance_type: str, targets: PoolPolicy, seed: i
         wait_s=node.wait_s,
         unserved_count=trace.pod_count - len(node.wait_s),
         sizes=tuple(sizes),
+        is_ours=False,
     )
 
 
@@ -179,6 +182,7 @@ async def _replay_ours(trace: Trace, instance_type: str, targets: PoolPolicy, se
         wait_s=node.wait_s,
         unserved_count=trace.pod_count - len(node.wait_s),
         sizes=tuple(sizes),
+        is_ours=True,
     )
 
 

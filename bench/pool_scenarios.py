@@ -122,14 +122,20 @@ def _steady() -> Iterator[Scenario]:
 
 
 def _trouble() -> Iterator[Scenario]:
-    full, throttled, broken = EventKind.FILL_SUBNET, EventKind.THROTTLE_ASSIGN, EventKind.FRAGMENT_SUBNET
+    full, throttled = EventKind.FILL_SUBNET, EventKind.THROTTLE_ASSIGN
     for group, name, instance_type, targets, trace in (
         ("cron", "WARM_ENI 1, a 60 s pod every 5 min", "m5.4xlarge", ENI_TARGET, traces.cron(0)),
         ("cron", "WARM_IP 5, MIN 10, 5 pods and that job", "m5.4xlarge", IP_TARGETS, traces.cron(5)),
         ("cron", "PD, WARM_PREFIX 1, a 60 s pod every 5 min", "m5.4xlarge", PREFIX_TARGET, traces.cron(0)),
         ("refused", "subnet full, every ENI attached", "m5.large", IP_TARGETS, traces.refused(full, 20, 7)),
         ("refused", "subnet full, ENIs to spare", "m5.4xlarge", IP_TARGETS, traces.refused(full, 20, 10)),
-        ("refused", "PD, no whole /28 left", "m5.large", PREFIX_TARGET, traces.refused(broken, 20, 12)),
+        (
+            "refused",
+            "PD, no whole /28 left, 40 more pods for two hours",
+            "m5.large",
+            PREFIX_TARGET,
+            traces.fragmented(20, 40),
+        ),
         ("refused", "AssignPrivateIpAddresses throttled", "m5.large", IP_TARGETS, traces.refused(throttled, 20, 7)),
     ):
         yield Scenario(

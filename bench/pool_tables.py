@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from bench.pool_replay import Replay
 from bench.pool_scenarios import NOT_SUPPORTED, Outcome
-from bench.pool_targets import Target
+from bench.pool_targets import ALL_SCHEDULED, Target
 
 _ACTIONS = {
     "CreateNetworkInterface": "Create",
@@ -61,6 +61,11 @@ def _calls(since: str, until: str) -> Callable[[Replay], float]:
 
 def _imds(since: str, until: str) -> Callable[[Replay], float]:
     return lambda replay: replay.samples[until].imds_read_count - replay.samples[since].imds_read_count
+
+
+def _caused_calls(replay: Replay) -> float:
+    calls = replay.calls("before", "end")
+    return calls.total() - sum(calls[action] for action in ALL_SCHEDULED if replay.is_ours)
 
 
 def _median_wait_s(replay: Replay) -> float:
@@ -119,6 +124,7 @@ _REFUSING: tuple[_Column, ...] = (
 )
 _LIVING: tuple[_Column, ...] = (
     ("calls", _calls("before", "end")),
+    ("without scheduled describes", _caused_calls),
     ("IMDS reads", _imds("before", "end")),
     *_WAITS,
     *_HELD_AT_END,

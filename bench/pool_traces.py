@@ -120,6 +120,22 @@ def refused(kind: EventKind, first_count: int, more_count: int) -> Trace:
     return builder.trace(before=begin_s, hour=begin_s + HOUR_S, end=begin_s + 4 * HOUR_S)
 
 
+def fragmented(first_count: int, more_count: int) -> Trace:
+    """`first_count` pods run, then the subnet has no whole /28 left; `more_count` pods come, and go after two hours.
+
+    Marks: `before` the subnet breaks; `hour`, an hour later; `end`, after four.
+    """
+    builder = _Builder()
+    begin_s = 2 * HOUR_S
+    for number in range(first_count):
+        builder.add(START_S + number, f"pod-{number}")
+    builder.happen(begin_s, EventKind.FRAGMENT_SUBNET)
+    for number in range(more_count):
+        builder.add(begin_s + 60 + number, f"late-{number}")
+        builder.delete(begin_s + 60 + number + 2 * HOUR_S, f"late-{number}")
+    return builder.trace(before=begin_s, hour=begin_s + HOUR_S, end=begin_s + 4 * HOUR_S)
+
+
 def day(seed: int) -> Trace:
     """A working day of one node, from midnight: six DaemonSets, six deployments that follow the sun and are each rolled
     out twice, a job every five minutes, one every hour, a batch at night, and a drain at 15:00 with the pods back

@@ -3,7 +3,7 @@
 A pool has one kind of block it wants. Blocks of the other kind come from before a switch of ENABLE_PREFIX_DELEGATION,
 or from a subnet without a free /28. What pods have of them counts as everything else does. What is free of them is
 handed out when nothing else is, but is no stock: it is given back. Only where EC2 has just refused prefixes, or the
-subnet is short, single addresses are as good.
+subnet is short or empty, single addresses are as good.
 """
 
 from __future__ import annotations
@@ -94,10 +94,8 @@ def is_open(eni: EniUsage, policy: PoolPolicy) -> bool:
 
 def is_stock(seen: Observation, policy: PoolPolicy, eni: EniUsage, kind: BlockKind) -> bool:
     """Whether free addresses in a block of that kind on that ENI are what the pool wants to hold."""
-    subnet_id = eni.eni.subnet_id
-    return kind is policy.kind or (
-        policy.prefix_delegation and (subnet_id in seen.fragmented_subnets or subnet_id in seen.short_subnets)
-    )
+    poor = seen.fragmented_subnets | seen.short_subnets.keys() | seen.blocked_subnets
+    return kind is policy.kind or (policy.prefix_delegation and eni.eni.subnet_id in poor)
 
 
 def stock_count(seen: Observation, policy: PoolPolicy, eni: EniUsage) -> int:
@@ -146,14 +144,15 @@ def _capacity(seen: Observation, policy: PoolPolicy, eni: EniUsage) -> int:
         usage.block.kind.address_count if is_stock(seen, policy, eni, usage.block.kind) else usage.busy_count
         for usage in staying
     )
-    return have + (seen.limits.slots - len(staying)) * _block_size(seen, policy, eni.eni.subnet_id)
+    return have + (seen.limits.slots - len(staying)) * block_size(seen, policy, eni.eni.subnet_id)
 
 
-def _block_size(seen: Observation, policy: PoolPolicy, subnet_id: SubnetId) -> int:
+def block_size(seen: Observation, policy: PoolPolicy, subnet_id: SubnetId) -> int:
+    """Addresses that a slot gives in a subnet."""
     return 1 if subnet_id in seen.fragmented_subnets else policy.kind.address_count
 
 
 def _new_block_size(seen: Observation, policy: PoolPolicy) -> int:
     places = {seen.site.subnet_id} if seen.site else {one.subnet_id for one in seen.subnets}
     places = places or {eni.eni.subnet_id for eni in seen.enis if eni.eni.is_primary}
-    return max((_block_size(seen, policy, one) for one in places - seen.blocked_subnets), default=1)
+    return max((block_size(seen, policy, one) for one in places - seen.blocked_subnets), default=1)

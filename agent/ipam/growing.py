@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from agent.ipam.account import Account, asked_count, strays
+from agent.ipam.account import Account, asked_count, block_size, strays
 from agent.ipam.model import BlockKind, EniUsage, InstanceLimits, SubnetId
 from agent.ipam.placement import choose_subnet, lowest_free_devices
 from agent.ipam.plan import Action, AssignBlocks, CreateEni, Observation, PoolPolicy, UnassignBlocks, touched
@@ -102,21 +102,24 @@ def _wish(
 def _room_soon_count(seen: Observation, policy: PoolPolicy, sums: Account, fills: Iterable[AssignBlocks]) -> int:
     """Room on ENIs that an action works on at the moment, or will from now on.
 
-    They are asked for more when that is done, in one request for everything that is missing then: a new ENI would take
-    longer, and cost three calls.
+    They are asked for more when that is done, in one request for everything that is missing then: one more ENI would
+    take longer, and cost three calls.
     """
-    growing = [action for action in (*seen.in_flight, *fills) if isinstance(action, AssignBlocks | UnassignBlocks)]
-    asked: dict[str, int] = {}
-    for action in growing:
-        more = action.count if isinstance(action, AssignBlocks) else 0
-        asked[action.eni_id] = asked.get(action.eni_id, 0) + more
-    room = 0
+    working = (*seen.in_flight, *fills)
+    elsewhere = seen.blocked_subnets | seen.short_subnets.keys()
+    room = sum(
+        (seen.limits.slots - action.count) * block_size(seen, policy, action.subnet_id)
+        for action in working
+        if isinstance(action, CreateEni) and action.subnet_id not in elsewhere
+    )
+    touched_enis = {action.eni_id for action in working if isinstance(action, AssignBlocks | UnassignBlocks)}
     for eni in sums.enis:
-        subnet_id = eni.eni.subnet_id
-        if eni.eni.eni_id in asked and subnet_id not in seen.blocked_subnets | seen.short_subnets.keys():
-            size = 1 if subnet_id in seen.fragmented_subnets else policy.kind.address_count
-            slots = seen.limits.slots - eni.used_slot_count - asked[eni.eni.eni_id]
-            room += max(0, slots + _making_room_count(seen, eni) + len(strays(seen, policy, eni))) * size
+        eni_id, subnet_id = eni.eni.eni_id, eni.eni.subnet_id
+        if eni_id in touched_enis and subnet_id not in elsewhere:
+            asked = sum(one.count for one in working if isinstance(one, AssignBlocks) and one.eni_id == eni_id)
+            slots = seen.limits.slots - eni.used_slot_count - asked
+            slots += _making_room_count(seen, eni) + len(strays(seen, policy, eni))
+            room += max(0, slots) * block_size(seen, policy, subnet_id)
     return room
 
 

@@ -30,7 +30,8 @@ def shrink(seen: Observation, policy: PoolPolicy, sums: Account, numbers: str) -
     staying = [eni for eni in seen.enis if not any(action.eni_id == eni.eni.eni_id for action in released)]
     swaps = _give_back_strays(seen, policy, staying, numbers)
     trims: tuple[UnassignBlocks, ...] = ()
-    if policy.counts_addresses and seen.watched_s >= policy.settle_addresses_s:
+    # Only when the longer of the two windows has a surplus too: so what demand lets go bit by bit goes in one request.
+    if policy.counts_addresses and total > keep and seen.watched_s >= policy.settle_addresses_s:
         quiet = seen.quiet_s >= policy.settle_addresses_s
         surplus = total - _keep_count(seen, policy, sums, seen.peak_demand_count, is_quiet=quiet)
         swapped = {action.eni_id for action in swaps}
@@ -89,20 +90,20 @@ def _trim(
 ) -> tuple[UnassignBlocks, ...]:
     """Give back free blocks that are surplus as a whole, from the emptiest and newest ENIs, the longest free first.
 
-    Prefixes before single addresses; what is left of the surplus goes in the next turn.
+    The kind that the pool holds only for want of the other goes first. One kind per ENI and turn.
     """
     busy = touched(seen)
     order = sorted(enis, key=lambda eni: (eni.eni.is_primary, eni.busy_count, -eni.since_s, -eni.eni.device))
     actions: list[UnassignBlocks] = []
-    for eni in order:
-        if eni.eni.eni_id in busy:
-            continue
-        for kind in (BlockKind.IPV4_PREFIX, BlockKind.IPV4_ADDRESS):
+    for kind in sorted(BlockKind, key=lambda kind: kind is policy.kind):
+        for eni in order:
+            if eni.eni.eni_id in busy or not is_stock(seen, policy, eni, kind):
+                continue
             idle = [usage for usage in eni.blocks if usage.block.kind is kind and usage.is_free]
             idle = sorted(idle, key=lambda usage: usage.changed_s)[: max(0, surplus) // kind.address_count]
-            if idle and is_stock(seen, policy, eni, kind):
+            if idle:
                 blocks = tuple(usage.block for usage in idle)
                 actions.append(UnassignBlocks(eni_id=eni.eni.eni_id, blocks=blocks, reason=why))
+                busy = busy | {eni.eni.eni_id}
                 surplus -= len(blocks) * kind.address_count
-                break
     return tuple(actions)

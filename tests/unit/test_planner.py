@@ -227,10 +227,19 @@ def test_what_is_coming_is_not_asked_for_again() -> None:
 def test_new_demand_is_not_kept_waiting_by_an_eni_that_is_busy() -> None:
     coming = AssignBlocks(eni_id=eni_id(0), kind=BlockKind.IPV4_ADDRESS, count=10, reason="")
     creating = CreateEni(device=1, subnet_id=SUBNET, kind=BlockKind.IPV4_ADDRESS, count=10, reason="")
-    observation = seen(usage(0, held=10), waiter_count=30, in_flight=(coming, creating))
-    # 15 short, 9 of them have room on the ENI that is being filled.
-    assert actions(observation) == [create(2, 10)]
+    observation = seen(usage(0, held=10), waiter_count=60, in_flight=(coming, creating))
+    # 45 short, 9 of them have room on the ENI that is being filled and 19 on the one that is being made.
+    assert actions(observation) == [create(2, 17)]
     assert actions(replace(observation, waiter_count=20)) == []
+
+
+def test_an_eni_that_is_being_made_is_filled_up_before_another_is_asked_for() -> None:
+    creating = CreateEni(device=1, subnet_id=SUBNET, kind=BlockKind.IPV4_ADDRESS, count=10, reason="")
+    burst = seen(usage(0, held=29), waiter_count=20, in_flight=(creating,))
+    assert actions(burst) == []
+    assert plan(burst, IP_TARGETS).short_count == 15
+    full = replace(burst, short_subnets={SUBNET: 40})
+    assert actions(full) == [create(2, 15)], "a short subnet may not have the rest when the ENI is there"
 
 
 def test_the_primary_eni_is_filled_first_then_the_fullest() -> None:

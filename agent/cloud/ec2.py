@@ -25,6 +25,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 
 from agent.cloud import answers, tags
+from agent.cloud.budget import ActionBudget
 from agent.cloud.calls import CallLedger
 from agent.cloud.errors import says_not_assigned
 from agent.cloud.limits import bundled_limits
@@ -117,7 +118,11 @@ class Ec2Cloud:
     @property
     def calls(self) -> Counter[tuple[str, str]]:
         """Requests so far by (action, outcome); outcome is "ok", a cause's value, or "cancelled"."""
-        return self._calls.counts
+        return self._calls.budget.counts()
+
+    def budget(self) -> tuple[ActionBudget, ...]:
+        """EC2's request budget as this node sees it: by action, with the requests so far by reason and outcome."""
+        return self._calls.budget.view()
 
     # --- Reading -----------------------------------------------------------------------------------------------------
 

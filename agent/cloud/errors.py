@@ -45,7 +45,7 @@ _THROTTLED = Reaction(
     error=CloudThrottled,
     remedy="the account's request quota for this action is shared by all its nodes; "
     "ask AWS for a higher one if this goes on",
-    retry_after_s=5,
+    # When to try again is the budget's to say (agent/cloud/budget.py): a fixed time would bring all nodes back at once.
 )
 _EXHAUSTED = Reaction(
     cause=Cause.SUBNET_EXHAUSTED,
@@ -116,6 +116,7 @@ REACTIONS: Mapping[str, Reaction] = {
     "InsufficientFreeAddressesInSubnet": _EXHAUSTED,
     "InsufficientCidrBlocks": _FRAGMENTED,
     "PrivateIpAddressLimitExceeded": _ENI_FULL,
+    "InvalidInterface.IpAddressLimitExceeded": _ENI_FULL,
     "AttachmentLimitExceeded": _INSTANCE_FULL,
     "NetworkInterfaceLimitExceeded": _ACCOUNT_FULL,
     "SecurityGroupsPerInterfaceLimitExceeded": _ACCOUNT_FULL,
@@ -161,6 +162,7 @@ REACTIONS: Mapping[str, Reaction] = {
     "InvalidNetworkInterface.InUse": _BUSY,
     "DependencyViolation": _BUSY,
     "ConcurrentTagAccess": _BUSY,
+    "InvalidState": _BUSY,
     # Refused: asking the same again gives the same answer.
     "DryRunOperation": _REFUSED,
     "IdempotentParameterMismatch": _REFUSED,
@@ -170,6 +172,20 @@ REACTIONS: Mapping[str, Reaction] = {
     "InvalidParameterCombination": _REFUSED,
     "InvalidParameterValue": _REFUSED,
     "InvalidNetworkInterfaceID.Malformed": _REFUSED,
+    "InvalidNetworkInterfaceId.Malformed": _REFUSED,
+    "InvalidNetworkInterfaceAttachmentID.MalformedId": _REFUSED,
+    "InvalidInstanceID.Malformed": _REFUSED,
+    "InvalidSubnetID.Malformed": _REFUSED,
+    "InvalidGroupId.Malformed": _REFUSED,
+    "InvalidSecurityGroupId.Malformed": _REFUSED,
+    "InvalidID": _REFUSED,
+    "InvalidCharacter": _REFUSED,
+    "InvalidFilter": _REFUSED,
+    "FilterLimitExceeded": _REFUSED,
+    "InvalidParameterDependency": _REFUSED,
+    "InvalidRequest": _REFUSED,
+    "RequestResourceCountExceeded": _REFUSED,
+    "NoSuchVersion": _REFUSED,
     "InvalidPaginationToken": _REFUSED,
     "InvalidQueryParameter": _REFUSED,
     "InvalidSecurity.RequestHasExpired": _CLOCK_WRONG,

@@ -206,7 +206,7 @@ async def test_an_eni_whose_creation_nobody_confirmed_is_found_again_by_its_toke
 async def test_a_removal_goes_on_when_the_delete_is_refused(world: SimWorld) -> None:
     async with adapter(world) as cloud:
         made = await second_eni(cloud, world)
-        strike(world, "DeleteNetworkInterface", ErrorEffect(code="RequestLimitExceeded", http_status=503), times=3)
+        strike(world, "DeleteNetworkInterface", ErrorEffect(code="DependencyViolation"), times=3)
         await cloud.delete_eni(made)
     assert asked(world).count("DeleteNetworkInterface") == 4
     assert len(world.enis()) == 1

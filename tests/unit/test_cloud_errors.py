@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from botocore.exceptions import (
     ReadTimeoutError,
 )
 
+import sim
 from agent.cloud.errors import REACTIONS, says_in_use, says_not_assigned, translate
 from agent.errors import Cause, CloudDenied, CloudFailed, CloudGone, CloudLimit, CloudThrottled
 
@@ -21,7 +25,8 @@ COMMON = """AuthFailure Blocked DryRunOperation IdempotentParameterMismatch Inco
     InternalFailure InvalidAction InvalidClientTokenId InvalidPaginationToken InvalidParameter
     InvalidParameterCombination InvalidParameterValue InvalidQueryParameter MalformedQueryString MissingAction
     MissingAuthenticationToken MissingParameter OptInRequired PendingVerification RequestExpired RequestLimitExceeded
-    ServiceUnavailable Unavailable UnauthorizedOperation UnknownParameter UnsupportedOperation ValidationError"""
+    ServiceUnavailable Unavailable UnauthorizedOperation UnknownParameter UnsupportedOperation ValidationError
+    InvalidCharacter InvalidParameterDependency"""
 # ... and those of the actions the adapter calls.
 BY_ACTION = {
     "DescribeNetworkInterfaces": "InvalidNetworkInterfaceID.NotFound",
@@ -78,11 +83,32 @@ def test_a_code_becomes_its_cause_and_class(code: str, cause: Cause, kind: type[
 
 def test_every_throttle_limit_and_denial_says_when_to_try_again_or_that_waiting_is_no_use() -> None:
     never = {code for code, reaction in REACTIONS.items() if reaction.retry_after_s is None}
-    assert {REACTIONS[code].error for code in never} == {CloudGone, CloudLimit}
+    # For a throttle the budget says it: tests/unit/test_cloud_budget.py.
+    assert {REACTIONS[code].error for code in never} == {CloudGone, CloudLimit, CloudThrottled}
     assert {code for code in never if REACTIONS[code].error is CloudLimit} == {
         "PrivateIpAddressLimitExceeded",
+        "InvalidInterface.IpAddressLimitExceeded",
         "AttachmentLimitExceeded",
     }
+
+
+def test_the_table_has_every_code_the_simulator_can_answer() -> None:
+    found: set[str] = set()
+    for file in Path(sim.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.Call(func=ast.Name(id="Ec2Error"), args=[ast.Constant(value=str(code)), *_]):
+                    found.add(code)
+                case ast.Constant(value=str(text)) if re.fullmatch(r"[A-Za-z]+\.(NotFound|Malformed|InUse)", text):
+                    found.add(text)
+    assert {"RequestLimitExceeded", "InvalidSubnetID.NotFound", "NoSuchVersion"} <= found
+    assert found - REACTIONS.keys() == set()
+
+
+def test_every_row_has_a_cause_of_ec2s_and_a_remedy_where_a_person_must_act() -> None:
+    for code, reaction in REACTIONS.items():
+        assert issubclass(reaction.error, CloudFailed), code
+        assert reaction.remedy or reaction.error not in {CloudDenied, CloudThrottled}, code
 
 
 def test_a_denial_names_the_permission_that_is_missing() -> None:
@@ -110,10 +136,10 @@ def test_an_unknown_code_is_judged_by_its_status(status: int, cause: Cause) -> N
 
 
 @pytest.mark.parametrize(
-    ("hint", "retry_after_s"), [("17", 17), ("Wed, 21 Oct 2026 07:28:00 GMT", 5), ("-3", 5), ("٣", 5)]
+    ("hint", "retry_after_s"), [("17", 17), ("Wed, 21 Oct 2026 07:28:00 GMT", 2), ("-3", 2), ("٣", 2)]
 )
 def test_the_servers_own_hint_wins_when_it_is_a_number(hint: str, retry_after_s: float) -> None:
-    error = translate("CreateTags", answered("RequestLimitExceeded", headers={"retry-after": hint}), {})
+    error = translate("CreateTags", answered("Unavailable", headers={"retry-after": hint}), {})
     assert error.retry_after_s == retry_after_s
 
 

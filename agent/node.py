@@ -16,6 +16,7 @@ from agent.attachments import AttachmentPolicy, Attachments
 from agent.cloud.ec2 import Ec2Cloud
 from agent.cloud.imds import ImdsMetadata
 from agent.cloud.policy import CloudPolicy
+from agent.cloud.sweep import LeakSweep
 from agent.datapath.desired import host_veth_name
 from agent.datapath.kernel import KernelDatapath
 from agent.datapath.policy import DatapathPolicy
@@ -34,6 +35,8 @@ POOL_TURN_S = 60.0
 """The longest turn of the pool: two describes, each with the cloud adapter's own deadlines."""
 SWEEP_TURN_S = 60.0
 """The longest look for vanished attachments: one dump of the kernel and its consequences."""
+LEAK_TURN_S = 300.0
+"""The longest sweep for leaked ENIs: two describes and twenty deletes, which may wait for tokens."""
 ENIS_READY_S = 3.0
 """How long the start waits for the links of the ENIs there are. They normally exist; one whose link is missing must not
 keep pods from the addresses of the others, and the pool goes on with it."""
@@ -66,6 +69,7 @@ class Parts:
     ledger: Ledger
     pool: Pool
     attachments: Attachments
+    leaks: LeakSweep
 
 
 class Node:
@@ -88,6 +92,7 @@ class Node:
         self.startup = Startup({"identity": self._identify, "kernel": self._prepare, "addresses": self._recover})
         self._pool_loop = Reconciler("pool", self._pool_step, timeout_s=POOL_TURN_S)
         self._sweep_loop = Reconciler("vanished", self._sweep_step, timeout_s=SWEEP_TURN_S)
+        self._leak_loop = Reconciler("leaks", self._leak_step, timeout_s=LEAK_TURN_S)
         self.datapath.subscribe(self._sweep_loop.wake)
 
     @property
@@ -96,7 +101,8 @@ class Node:
 
     def loops(self) -> tuple[Reconciler, ...]:
         """The loops that turn once the start is done."""
-        return self._pool_loop, self._sweep_loop
+        always = self._pool_loop, self._sweep_loop
+        return (*always, self._leak_loop) if self._policies.cloud.leak_cleanup else always
 
     def host_ifname(self, holder: Holder) -> str:
         """The name of an attachment's host veth."""
@@ -191,7 +197,13 @@ class Node:
             policy=self._policies.attachments,
             clock=self._clock,
         )
-        self.parts = Parts(limits=limits, ledger=recovered.ledger, pool=pool, attachments=attachments)
+        self.parts = Parts(
+            limits=limits,
+            ledger=recovered.ledger,
+            pool=pool,
+            attachments=attachments,
+            leaks=self._cloud.leak_sweep(),
+        )
         log.info("recovered", attachments=len(recovered.ledger.attachments()), enis=len(enis))
 
     async def _pool_step(self) -> float:
@@ -199,6 +211,9 @@ class Node:
 
     async def _sweep_step(self) -> float:
         return await self._made().attachments.release_vanished()
+
+    async def _leak_step(self) -> float:
+        return await self._made().leaks.step()
 
     def _made(self) -> Parts:
         if self.parts is None:

@@ -31,6 +31,7 @@ from agent.cloud.errors import says_not_assigned
 from agent.cloud.limits import bundled_limits
 from agent.cloud.policy import CloudPolicy
 from agent.cloud.removal import Patience, remove
+from agent.cloud.sweep import LeakSweep
 from agent.errors import AgentError, Cause, CloudFailed, CloudGone, Evidence
 from agent.ipam.model import Block, BlockKind, Eni, EniId, Instance, InstanceLimits, Mac, Subnet, SubnetId
 from agent.ports import Metadata
@@ -87,6 +88,8 @@ class Ec2Cloud:
         self._transactions = Transactions()
         self._stack = AsyncExitStack()
         self._client: EC2Client
+        # Types newer than the bundled table, as EC2 described them.
+        self._learned_limits: dict[str, InstanceLimits] = {}
         # A subnet's CIDR never changes.
         self._subnet_cidrs: dict[SubnetId, IPv4Network] = {}
         # Create requests whose outcome is unknown, by what was asked for: sent again with the same token.
@@ -124,11 +127,22 @@ class Ec2Cloud:
         """EC2's request budget as this node sees it: by action, with the requests so far by reason and outcome."""
         return self._calls.budget.view()
 
+    def leak_sweep(self) -> LeakSweep:
+        """The loop that finds leaked ENIs, on this adapter's client and budget; use it inside the context only."""
+        return LeakSweep(
+            client=self._client,
+            calls=self._calls,
+            instance=self._instance,
+            policy=self._policy,
+            clock=asyncio.get_running_loop().time,
+            now=self._now,
+        )
+
     # --- Reading -----------------------------------------------------------------------------------------------------
 
     async def limits(self, instance_type: str) -> InstanceLimits:
         """See `Cloud.limits`."""
-        if known := bundled_limits(instance_type):
+        if known := self._learned_limits.get(instance_type) or bundled_limits(instance_type):
             return known
         answer = await self._calls.run(
             "DescribeInstanceTypes",
@@ -136,7 +150,8 @@ class Ec2Cloud:
             {"instance_type": instance_type},
         )
         for described in answer["InstanceTypes"]:
-            return answers.limits(described)
+            learned = self._learned_limits[instance_type] = answers.limits(described)
+            return learned
         raise CloudGone(
             Cause.EC2_GONE,
             f"DescribeInstanceTypes knows no {instance_type}",

@@ -13,9 +13,11 @@ class CloudPolicy:
     additional_eni_tags: for the ENIs we make; later ones win over our own, but for Kubernetes' keys.
     manage_untagged_eni: True takes an attached ENI that carries neither our tag nor `no_manage` for ours.
     subnet_discovery: True makes ENIs in any tagged subnet of the zone, False only in the node's own.
+    leak_cleanup: True deletes leaked ENIs.
     """
 
     cluster_name: str = ""
     additional_eni_tags: tuple[tuple[str, str], ...] = ()
     manage_untagged_eni: bool = True
     subnet_discovery: bool = True
+    leak_cleanup: bool = True

@@ -76,6 +76,10 @@ def policies(chosen: settings.Settings) -> Policies:
             additional_eni_tags=chosen.additional_eni_tags,
             manage_untagged_eni=chosen.manage_untagged_eni,
             subnet_discovery=chosen.subnet_discovery,
+            leak_cleanup=not (chosen.disable_leaked_eni_cleanup or chosen.disable_provisioning or chosen.imds_only),
+            provisioning=not (chosen.disable_provisioning or chosen.imds_only),
+            imds_only=chosen.imds_only,
+            manage_non_schedulable=chosen.manage_non_schedulable,
         ),
         datapath=DatapathPolicy(
             eni_mtu=chosen.eni_mtu,

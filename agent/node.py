@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from agent.attachments import AttachmentPolicy, Attachments
 from agent.cloud.ec2 import Ec2Cloud
 from agent.cloud.imds import ImdsMetadata
+from agent.cloud.imds_only import ImdsOnlyCloud
 from agent.cloud.policy import CloudPolicy
 from agent.cloud.sweep import LeakSweep
 from agent.datapath.desired import host_veth_name
@@ -25,7 +26,9 @@ from agent.ipam.model import AttachmentKey, Holder, Instance, InstanceLimits
 from agent.ipam.plan import PoolPolicy
 from agent.ipam.pool import Pool
 from agent.ipam.recovery import recover
+from agent.ipam.surroundings import Surroundings
 from agent.runtime.log import event_logger
+from agent.runtime.purpose import purpose
 from agent.runtime.reconciler import Reconciler
 from agent.runtime.startup import Startup
 
@@ -69,7 +72,7 @@ class Parts:
     ledger: Ledger
     pool: Pool
     attachments: Attachments
-    leaks: LeakSweep
+    leaks: LeakSweep | None
 
 
 class Node:
@@ -86,7 +89,9 @@ class Node:
         self._resources = AsyncExitStack()
         self._metadata: ImdsMetadata
         self._instance: Instance
-        self._cloud: Ec2Cloud
+        self._cloud: Ec2Cloud | ImdsOnlyCloud
+        self.is_schedulable: Callable[[], bool] = lambda: True
+        """Whether the node takes new pods; whoever knows Kubernetes replaces it."""
         self.datapath = KernelDatapath(policies.datapath)
         self.parts: Parts | None = None
         self.startup = Startup({"identity": self._identify, "kernel": self._prepare, "addresses": self._recover})
@@ -152,7 +157,13 @@ class Node:
             ImdsMetadata(endpoint=self._policies.metadata_endpoint)
         )
         self._instance = await self._metadata.instance()
-        self._cloud = await self._resources.enter_async_context(
+        self._cloud = await self._reach_cloud()
+        log.info("identified", instance=self._instance.instance_id, type=self._instance.instance_type)
+
+    async def _reach_cloud(self) -> Ec2Cloud | ImdsOnlyCloud:
+        if self._policies.cloud.imds_only:
+            return ImdsOnlyCloud(instance=self._instance, metadata=self._metadata)
+        return await self._resources.enter_async_context(
             Ec2Cloud(
                 instance=self._instance,
                 metadata=self._metadata,
@@ -160,14 +171,14 @@ class Node:
                 version=self._policies.version,
             )
         )
-        log.info("identified", instance=self._instance.instance_id, type=self._instance.instance_type)
 
     async def _prepare(self) -> None:
         await self.datapath.prepare_node(self._instance)
 
     async def _recover(self) -> None:
-        limits = await self._cloud.limits(self._instance.instance_type)
-        enis = await self._cloud.describe_enis()
+        with purpose("start"):
+            limits = await self._cloud.limits(self._instance.instance_type)
+            enis = await self._cloud.describe_enis()
         # The kernel after EC2: an attachment made between the two looks would otherwise have an unlisted address.
         policy = self._policies.pool.on(limits)
         if policy != self._policies.pool:
@@ -187,6 +198,7 @@ class Node:
             clock=self._clock,
             wake=self._pool_loop.wake,
         )
+        pool.surroundings = self._surroundings
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ENIS_READY_S):
                 await pool.start()
@@ -202,7 +214,7 @@ class Node:
             ledger=recovered.ledger,
             pool=pool,
             attachments=attachments,
-            leaks=self._cloud.leak_sweep(),
+            leaks=self._cloud.leak_sweep() if isinstance(self._cloud, Ec2Cloud) else None,
         )
         log.info("recovered", attachments=len(recovered.ledger.attachments()), enis=len(enis))
 
@@ -213,7 +225,16 @@ class Node:
         return await self._made().attachments.release_vanished()
 
     async def _leak_step(self) -> float:
-        return await self._made().leaks.step()
+        leaks = self._made().leaks
+        return float("inf") if leaks is None else await leaks.step()
+
+    def _surroundings(self) -> Surroundings:
+        policy = self._policies.cloud
+        stays = not self.stop.is_set()
+        return Surroundings(
+            is_schedulable=stays and (policy.manage_non_schedulable or self.is_schedulable()),
+            is_provisioning=policy.provisioning,
+        )
 
     def _made(self) -> Parts:
         if self.parts is None:

@@ -81,6 +81,17 @@ class Cloud(Protocol):
         """Detach, wait until available, delete. An ENI that is gone already is success."""
         ...
 
+    async def set_security_groups(self, eni_id: EniId, security_groups: Sequence[str]) -> None:
+        """Replace the security groups of an ENI. One call.
+
+        Raises: CloudGone, CloudLimit, CloudThrottled, CloudDenied, CloudFailed. Idempotent.
+        """
+        ...
+
+    async def delete_with_instance(self, eni: Eni) -> None:
+        """Have an attached ENI deleted when its instance is terminated (DeleteOnTermination). One call. Idempotent."""
+        ...
+
     async def assign_blocks(self, eni_id: EniId, kind: BlockKind, count: int) -> tuple[Block, ...]:
         """Ask for `count` more blocks of a kind; the ones granted (perhaps fewer).
 

@@ -125,6 +125,7 @@ class MemoryEc2:
         self.failures: dict[str, deque[AgentError]] = {}
         self.always: dict[str, AgentError] = {}
         self.delays_s = {"assign": 0.3, "create": 2.0, "delete": 12.0, "unassign": 0.3, "describe": 0.2, "subnets": 0.2}
+        self.delays_s |= {"groups": 0.3, "modify": 0.3}
         self.link_delay_s = 1.5
         self.lost_replies: deque[AgentError] = deque()
         self._next_address = 10
@@ -174,6 +175,14 @@ class MemoryEc2:
         gone = self.enis.pop(eni.eni_id)
         assert not self.held() & _addresses(gone), "an ENI that pods use was deleted"
         self.subnet_free[gone.subnet_id] += len(_addresses(gone)) + 1
+
+    async def set_security_groups(self, eni_id: EniId, security_groups: Sequence[str]) -> None:
+        await self._request("groups")
+        self.enis[eni_id] = replace(self.enis[eni_id], security_groups=tuple(security_groups))
+
+    async def delete_with_instance(self, eni: Eni) -> None:
+        await self._request("modify")
+        self.enis[eni.eni_id] = replace(self.enis[eni.eni_id], delete_on_termination=True)
 
     async def assign_blocks(self, eni_id: EniId, kind: BlockKind, count: int) -> tuple[Block, ...]:
         await self._request("assign")

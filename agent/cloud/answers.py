@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
 from agent.cloud.policy import CloudPolicy
-from agent.cloud.tags import is_managed, subnet_is_usable
+from agent.cloud.tags import INSTANCE_ID, is_managed, subnet_is_usable
 from agent.ipam.model import Block, Eni, EniId, Instance, InstanceLimits, Mac, Subnet, SubnetId
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ def eni(
 ) -> Eni:
     """One element of DescribeNetworkInterfaces, with the subnet's CIDR, which that answer does not have."""
     card, device = attached.get("NetworkCardIndex", 0), attached["DeviceIndex"]
+    found_tags = tags(answer.get("TagSet", ()))
     ours = is_managed(
-        tags(answer.get("TagSet", ())),
+        found_tags,
         instance_id=instance_id,
         is_primary=card == 0 and device == 0,
         manage_untagged=policy.manage_untagged_eni,
@@ -64,6 +65,7 @@ def eni(
         security_groups=tuple(group["GroupId"] for group in answer.get("Groups", ())),
         delete_on_termination=attached.get("DeleteOnTermination", False),
         interface_type=interface_type,
+        made_by_us=found_tags.get(INSTANCE_ID) == instance_id,
         managed=ours and primary_address != NO_ADDRESS and interface_type in _POD_INTERFACE_TYPES,
     )
 

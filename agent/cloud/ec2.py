@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from functools import partial
 from ipaddress import IPv4Network
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, assert_never
@@ -24,15 +22,16 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, assert_never
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 
-from agent.cloud import answers, tags
+from agent.cloud import answers
 from agent.cloud.budget import ActionBudget
 from agent.cloud.calls import CallLedger
+from agent.cloud.eni_changes import EniChanges
 from agent.cloud.errors import says_not_assigned
 from agent.cloud.limits import bundled_limits
 from agent.cloud.policy import CloudPolicy
-from agent.cloud.removal import Patience, remove
+from agent.cloud.removal import Patience
 from agent.cloud.sweep import LeakSweep
-from agent.errors import AgentError, Cause, CloudFailed, CloudGone, Evidence
+from agent.errors import Cause, CloudFailed, CloudGone, Evidence
 from agent.ipam.model import Block, BlockKind, Eni, EniId, Instance, InstanceLimits, Mac, Subnet, SubnetId
 from agent.ports import Metadata
 from agent.runtime.log import event_logger
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from types_aiobotocore_ec2 import EC2Client
     from types_aiobotocore_ec2.type_defs import (
         AssignPrivateIpAddressesRequestTypeDef,
-        CreateNetworkInterfaceRequestTypeDef,
         DescribeNetworkInterfacesRequestTypeDef,
         DescribeSubnetsRequestTypeDef,
         FilterTypeDef,
@@ -54,9 +52,6 @@ if TYPE_CHECKING:
 _log = event_logger(__name__)
 
 T = TypeVar("T")
-
-_Asked = tuple[SubnetId, tuple[str, ...], BlockKind, int]
-"""What a new ENI is asked to be: subnet, security groups, kind and number of its blocks."""
 
 _PAGE_SIZE = 1000
 """The most EC2 allows (DescribeNetworkInterfaces, DescribeSubnets: MaxResults 5..1000)."""
@@ -82,9 +77,17 @@ class Ec2Cloud:
         self._metadata = metadata
         self._policy = policy
         self._version = version
-        self._patience = patience or Patience()
         self._now = now
         self._calls = CallLedger()
+        self._changes = EniChanges(
+            client=lambda: self._client,
+            calls=self._calls,
+            instance=instance,
+            metadata=metadata,
+            policy=policy,
+            patience=patience or Patience(),
+            now=now,
+        )
         self._transactions = Transactions()
         self._stack = AsyncExitStack()
         self._client: EC2Client
@@ -92,8 +95,6 @@ class Ec2Cloud:
         self._learned_limits: dict[str, InstanceLimits] = {}
         # A subnet's CIDR never changes.
         self._subnet_cidrs: dict[SubnetId, IPv4Network] = {}
-        # Create requests whose outcome is unknown, by what was asked for: sent again with the same token.
-        self._unanswered: dict[_Asked, CreateNetworkInterfaceRequestTypeDef] = {}
 
     async def __aenter__(self) -> Self:
         # At debug level the SDK logs whole requests, session token included.
@@ -198,10 +199,6 @@ class Ec2Cloud:
                 return found
             request["NextToken"] = token
 
-    async def _one_network_interface(self, eni_id: EniId) -> list[NetworkInterfaceTypeDef]:
-        # A filter, not an id parameter: EC2 then answers with nothing for an ENI it does not know.
-        return await self._network_interfaces({"Name": "network-interface-id", "Values": [eni_id]}, {"eni_id": eni_id})
-
     async def _subnets(self, *wanted: FilterTypeDef) -> list[SubnetTypeDef]:
         request: DescribeSubnetsRequestTypeDef = {"Filters": wanted, "MaxResults": _PAGE_SIZE}
         found: list[SubnetTypeDef] = []
@@ -253,9 +250,16 @@ class Ec2Cloud:
         Cancel: the change goes on to its end in the background; the next describe shows the ENI, attached.
         """
         await self._require_subnets({subnet_id})
-        return await self._finished(
-            self._create_and_attach(device, (subnet_id, tuple(security_groups), kind, count)),
+        created, attached = await self._finished(
+            self._changes.create_and_attach(device, (subnet_id, tuple(security_groups), kind, count)),
             name=f"create ENI at device {device}",
+        )
+        return answers.eni(
+            created,
+            attached,
+            subnet_cidr=self._subnet_cidrs[subnet_id],
+            instance_id=self._instance.instance_id,
+            policy=self._policy,
         )
 
     async def delete_eni(self, eni: Eni) -> None:
@@ -266,7 +270,15 @@ class Ec2Cloud:
         """
         if eni.is_primary or not eni.managed:
             raise ValueError(f"{eni.eni_id} is not ours to delete")
-        await self._finished(self._remove(eni.eni_id, eni.mac, eni.attachment_id), name=f"delete {eni.eni_id}")
+        await self._finished(self._changes.remove(eni.eni_id, eni.mac, eni.attachment_id), name=f"delete {eni.eni_id}")
+
+    async def set_security_groups(self, eni_id: EniId, security_groups: Sequence[str]) -> None:
+        """See `Cloud.set_security_groups`."""
+        await self._changes.set_security_groups(eni_id, security_groups)
+
+    async def delete_with_instance(self, eni: Eni) -> None:
+        """See `Cloud.delete_with_instance`."""
+        await self._changes.delete_with_instance(eni.eni_id, eni.attachment_id)
 
     async def assign_blocks(self, eni_id: EniId, kind: BlockKind, count: int) -> tuple[Block, ...]:
         """See `Cloud.assign_blocks`."""
@@ -302,7 +314,7 @@ class Ec2Cloud:
         except CloudFailed as error:
             if not says_not_assigned(error):
                 raise
-            found = await self._one_network_interface(eni_id)
+            found = await self._changes.one_network_interface(eni_id)
             present = {block for one in found for block in answers.blocks(one)}
             still_there = [block for block in blocks if block in present]
             if still_there:
@@ -325,122 +337,3 @@ class Ec2Cloud:
 
     async def _finished(self, change: Coroutine[Any, Any, T], *, name: str) -> T:
         return await asyncio.shield(self._transactions.begin(change, name=name))
-
-    async def _create_and_attach(self, device: int, asked: _Asked) -> Eni:
-        created = await self._create(asked)
-        eni_id, mac = EniId(created["NetworkInterfaceId"]), Mac(created["MacAddress"])
-        attachment_id: str | None = None
-        try:
-            attachment_id = await self._attach(eni_id, device)
-            await self._delete_with_instance(eni_id, attachment_id)
-        except AgentError as error:
-            await self._discard(eni_id, mac, attachment_id, error)
-            raise
-        return answers.eni(
-            created,
-            {"AttachmentId": attachment_id, "DeviceIndex": device, "DeleteOnTermination": True},
-            subnet_cidr=self._subnet_cidrs[asked[0]],
-            instance_id=self._instance.instance_id,
-            policy=self._policy,
-        )
-
-    async def _create(self, asked: _Asked) -> NetworkInterfaceTypeDef:
-        """CreateNetworkInterface. A request whose outcome nobody told us is sent again as it was, token included."""
-        request = self._unanswered.pop(asked, None) or self._create_request(*asked)
-        try:
-            answer = await self._calls.run(
-                "CreateNetworkInterface", self._client.create_network_interface(**request), {"subnet_id": asked[0]}
-            )
-        except CloudFailed as error:
-            if error.cause is Cause.EC2_UNAVAILABLE:
-                self._unanswered[asked] = request
-            raise
-        return answer["NetworkInterface"]
-
-    def _create_request(
-        self, subnet_id: SubnetId, groups: tuple[str, ...], kind: BlockKind, count: int
-    ) -> CreateNetworkInterfaceRequestTypeDef:
-        instance_id = self._instance.instance_id
-        ours = tags.for_new_eni(self._policy, instance_id=instance_id, now=self._now())
-        request: CreateNetworkInterfaceRequestTypeDef = {
-            "ClientToken": str(uuid.uuid4()),
-            "Description": f"aws-K8S-{instance_id}",
-            "Groups": groups,
-            "SubnetId": subnet_id,
-            "TagSpecifications": [
-                {
-                    "ResourceType": "network-interface",
-                    "Tags": [{"Key": key, "Value": value} for key, value in ours.items()],
-                }
-            ],
-        }
-        if count:
-            match kind:
-                case BlockKind.IPV4_ADDRESS:
-                    request["SecondaryPrivateIpAddressCount"] = count
-                case BlockKind.IPV4_PREFIX:
-                    request["Ipv4PrefixCount"] = count
-                case _:
-                    assert_never(kind)
-        return request
-
-    async def _attach(self, eni_id: EniId, device: int) -> str:
-        attached = await self._calls.run(
-            "AttachNetworkInterface",
-            self._client.attach_network_interface(
-                DeviceIndex=device, InstanceId=self._instance.instance_id, NetworkInterfaceId=eni_id
-            ),
-            {"eni_id": eni_id, "device": device},
-        )
-        return attached["AttachmentId"]
-
-    async def _delete_with_instance(self, eni_id: EniId, attachment_id: str) -> None:
-        """DeleteOnTermination, which the attach request cannot set."""
-        await self._calls.run(
-            "ModifyNetworkInterfaceAttribute",
-            self._client.modify_network_interface_attribute(
-                NetworkInterfaceId=eni_id, Attachment={"AttachmentId": attachment_id, "DeleteOnTermination": True}
-            ),
-            {"eni_id": eni_id},
-        )
-
-    async def _remove(self, eni_id: EniId, mac: Mac, attachment_id: str | None) -> None:
-        await remove(
-            eni_id=eni_id,
-            mac=mac,
-            detach=partial(self._detach, eni_id, attachment_id) if attachment_id else None,
-            delete=partial(self._delete, eni_id),
-            metadata=self._metadata,
-            patience=self._patience,
-        )
-
-    async def _detach(self, eni_id: EniId, attachment_id: str) -> None:
-        await self._calls.run(
-            "DetachNetworkInterface",
-            self._client.detach_network_interface(AttachmentId=attachment_id),
-            {"eni_id": eni_id, "attachment_id": attachment_id},
-        )
-
-    async def _delete(self, eni_id: EniId) -> None:
-        await self._calls.run(
-            "DeleteNetworkInterface",
-            self._client.delete_network_interface(NetworkInterfaceId=eni_id),
-            {"eni_id": eni_id},
-        )
-
-    async def _discard(self, eni_id: EniId, mac: Mac, attachment_id: str | None, because: AgentError) -> None:
-        """Delete an ENI that could not be attached, or not be set up.
-
-        Never raises what is expected: the caller has a first cause to tell. What stays carries our tags.
-        """
-        try:
-            if attachment_id is None and because.cause is Cause.EC2_UNAVAILABLE:
-                # EC2 may have attached it and only failed to say so.
-                found = await self._one_network_interface(eni_id)
-                attached = answers.attachment(found[0]) if found else None
-                attachment_id = attached["AttachmentId"] if attached else None
-            await self._remove(eni_id, mac, attachment_id)
-        except AgentError as error:
-            _log.error("eni_not_discarded", eni_id=eni_id, because=str(because), error=str(error))
-        else:
-            _log.warning("eni_discarded", eni_id=eni_id, because=str(because))

@@ -87,14 +87,14 @@ class ImdsMetadata:
     async def subnet_cidr(self, mac: Mac) -> IPv4Network | None:
         """See `Metadata.subnet_cidr`. Raises: CloudFailed(imds_unavailable)."""
         path = f"meta-data/network/interfaces/macs/{mac}/subnet-ipv4-cidr-block"
-        text = await self._item(path)
+        text = await self.item(path)
         try:
             return None if text is None else IPv4Network(text.strip())
         except ValueError as error:
             raise self._useless(path, error) from error
 
     async def _required(self, path: str) -> str:
-        text = await self._item(path)
+        text = await self.item(path)
         if text is None:
             raise self._useless(path, "there is no such item (404)")
         return text
@@ -108,8 +108,11 @@ class ImdsMetadata:
             retry_after_s=5,
         )
 
-    async def _item(self, path: str) -> str | None:
-        """The text at `/latest/<path>`, or None when IMDS says there is none (404)."""
+    async def item(self, path: str) -> str | None:
+        """The text at `/latest/<path>`, or None when IMDS says there is none (404).
+
+        Raises: CloudFailed(imds_unavailable) after its deadline.
+        """
         last: Exception | None = None
         attempts = 0
         try:

@@ -14,6 +14,9 @@ class CloudPolicy:
     manage_untagged_eni: True takes an attached ENI that carries neither our tag nor `no_manage` for ours.
     subnet_discovery: True makes ENIs in any tagged subnet of the zone, False only in the node's own.
     leak_cleanup: True deletes leaked ENIs.
+    provisioning: False leaves ENIs and addresses to somebody else: EC2 is observed, never changed.
+    imds_only: True does not even ask EC2: instance metadata says what there is.
+    manage_non_schedulable: True attaches and detaches on a cordoned node, too.
     """
 
     cluster_name: str = ""
@@ -21,3 +24,6 @@ class CloudPolicy:
     manage_untagged_eni: bool = True
     subnet_discovery: bool = True
     leak_cleanup: bool = True
+    provisioning: bool = True
+    imds_only: bool = False
+    manage_non_schedulable: bool = False

@@ -35,7 +35,7 @@ class Breakers:
         now_s = self._clock()
         before = self._trouble(scope)
         failures = 1 if before is None else before.failure_count + 1
-        wait_s = max(longest_wait_s(error, failures) * (0.1 + 0.9 * self._draw()), error.retry_after_s or 0.0)
+        wait_s = max(longest_wait_s(scope, error, failures) * (0.1 + 0.9 * self._draw()), error.retry_after_s or 0.0)
         self._troubles[scope] = Trouble(
             scope=scope,
             error=error,

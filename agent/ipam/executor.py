@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import assert_never
 
-from agent.errors import AgentError, Cause, CloudDenied, CloudThrottled
+from agent.errors import AgentError, Cause, CloudDenied, CloudGone, CloudThrottled
 from agent.ipam.account import asked_count
 from agent.ipam.breakers import Breakers
 from agent.ipam.inventory import CONSISTENCY_S
@@ -20,14 +20,23 @@ from agent.ipam.ledger import Ledger
 from agent.ipam.lookout import Lookout, exhausted
 from agent.ipam.model import BlockKind, Eni, EniId, SubnetId
 from agent.ipam.plan import Action, AssignBlocks, CreateEni, ReleaseEni, UnassignBlocks
-from agent.ipam.trouble import GROW, SHRINK, eni_scope
+from agent.ipam.trouble import CREATE_ENI, GROW, SHRINK, align_scope, eni_scope
 from agent.ports import Cloud, Datapath
 from agent.runtime.log import bind_request, event_logger
+from agent.runtime.purpose import purpose
 
 log = event_logger(__name__)
 
 ENI_LINK_TIMEOUT_S = 30.0
 """How long a new ENI's link may take to appear. A hot-plug takes a second or two."""
+
+_PURPOSES: dict[type[Action], str] = {
+    CreateEni: "grow_eni",
+    AssignBlocks: "grow",
+    UnassignBlocks: "trim",
+    ReleaseEni: "release_eni",
+}
+"""What EC2 calls are counted as, by the action they are part of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +46,16 @@ class _SetUpEni:
     eni: Eni
 
 
-_Job = Action | _SetUpEni
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _AlignEni:
+    """Give an ENI the security groups of the primary one, DeleteOnTermination, or both. groups: None leaves them."""
+
+    eni: Eni
+    groups: tuple[str, ...] | None
+    delete_with_instance: bool
+
+
+_Job = Action | _SetUpEni | _AlignEni
 
 
 class Executor:
@@ -68,13 +86,14 @@ class Executor:
         self._serve = serve
         self._notify_ended = ended
         self._jobs: dict[asyncio.Task[None], _Job] = {}
+        self._aligned_s: dict[EniId, float] = {}
         self.bug: BaseException | None = None
         """What ended an action, if it was not an AgentError."""
 
     @property
     def in_flight(self) -> tuple[Action, ...]:
         """Actions whose result is not in the ledger yet, oldest first."""
-        return tuple(job for job in self._jobs.values() if not isinstance(job, _SetUpEni))
+        return tuple(job for job in self._jobs.values() if not isinstance(job, _SetUpEni | _AlignEni))
 
     @property
     def setting_up(self) -> frozenset[EniId]:
@@ -107,7 +126,7 @@ class Executor:
             case _:
                 assert_never(action)
         # The action's task inherits the binding, so its EC2 calls are logged with those who wait for them.
-        with bind_request(",".join(request_ids)):
+        with bind_request(",".join(request_ids)), purpose(_PURPOSES[type(action)]):
             log.info("pool_action", action=type(action).__name__, reason=action.reason, **fields)
             self._begin(action, name=type(action).__name__)
 
@@ -119,6 +138,24 @@ class Executor:
                 continue
             if not self._breakers.is_open(eni_scope(eni_id)):
                 self._begin(_SetUpEni(eni=usage.eni), name=f"set up {eni_id}")
+
+    def align_enis(self, *, follow_groups: bool) -> None:
+        """Start to put right what the last describe shows to differ on ENIs of ours: a write only on a difference.
+
+        follow_groups: whether they must have the primary ENI's security groups.
+        """
+        enis = [usage.eni for usage in self._ledger.enis() if usage.serves_pods and not usage.leaving]
+        primary = next((eni for eni in enis if eni.is_primary), None)
+        busy = {job.eni.eni_id for job in self._jobs.values() if isinstance(job, _AlignEni)}
+        for eni in enis:
+            job = _alignment(eni, primary if follow_groups else None)
+            if job is None or eni.eni_id in busy or self._breakers.is_open(align_scope(eni.eni_id)):
+                continue
+            # What was written a moment ago, a describe may still show as it was.
+            if self._lookout.described_s - self._aligned_s.get(eni.eni_id, float("-inf")) < CONSISTENCY_S:
+                continue
+            with purpose("follow"):
+                self._begin(job, name=f"align {eni.eni_id}")
 
     async def wait(self) -> None:
         """Until everything in flight now has ended."""
@@ -154,6 +191,8 @@ class Executor:
                 await self._release_eni(job)
             case _SetUpEni():
                 await self._set_up(job.eni)
+            case _AlignEni():
+                await self._align(job)
             case _:
                 assert_never(job)
 
@@ -164,10 +203,11 @@ class Executor:
         try:
             granted = await self._cloud.assign_blocks(action.eni_id, action.kind, action.count)
         except AgentError as error:
-            await self._growth_failed(subnet_id, action, error)
+            await self._growth_failed(GROW, subnet_id, action, error)
             return
         self._inventory.granted(action.eni_id, granted, self._clock())
         self._serve()
+        self._breakers.reset(GROW)
         await self._grown(subnet_id, action, len(granted))
 
     async def _create(self, action: CreateEni) -> None:
@@ -181,18 +221,18 @@ class Executor:
                 count=action.count,
             )
         except AgentError as error:
-            await self._growth_failed(action.subnet_id, action, error)
+            await self._growth_failed(CREATE_ENI, action.subnet_id, action, error)
             return
         self._inventory.add_eni(eni, self._clock())
         # From here on its addresses are in the ledger: they must not count as coming any more.
         task = asyncio.current_task()
         if task is not None:
             self._jobs[task] = _SetUpEni(eni=eni)
+        self._breakers.reset(CREATE_ENI)
         await self._set_up(eni)
         await self._grown(action.subnet_id, action, len(eni.blocks))
 
     async def _grown(self, subnet_id: SubnetId, action: AssignBlocks | CreateEni, granted_count: int) -> None:
-        self._breakers.reset(GROW)
         if granted_count >= action.count:
             self._lookout.subnet_granted(subnet_id, action.kind)
         else:
@@ -205,11 +245,13 @@ class Executor:
             own_count = isinstance(action, CreateEni)  # an ENI's primary address
             await self._lookout.subnet_refused(subnet_id, asked_count(action) + own_count, error)
 
-    async def _growth_failed(self, subnet_id: SubnetId, action: AssignBlocks | CreateEni, error: AgentError) -> None:
+    async def _growth_failed(
+        self, scope: str, subnet_id: SubnetId, action: AssignBlocks | CreateEni, error: AgentError
+    ) -> None:
         if error.cause in {Cause.SUBNET_EXHAUSTED, Cause.SUBNET_FRAGMENTED}:
             await self._subnet_refused(subnet_id, action, error)
             return
-        self._breakers.trip(GROW, error)
+        self._breakers.trip(scope, error)
         if not isinstance(error, CloudThrottled | CloudDenied):
             # An ENI or the instance is fuller than the ledger says, or is gone, or nobody knows whether EC2 granted it.
             self._lookout.distrust()
@@ -259,5 +301,37 @@ class Executor:
         self._serve()
         log.info("eni_ready", eni=eni.eni_id, device=eni.device, table=table_id)
 
+    # ---- putting right
+
+    async def _align(self, job: _AlignEni) -> None:
+        eni_id = job.eni.eni_id
+        scope = align_scope(eni_id)
+        try:
+            if job.groups is not None:
+                await self._cloud.set_security_groups(eni_id, job.groups)
+            if job.delete_with_instance:
+                await self._cloud.delete_with_instance(job.eni)
+        except AgentError as error:
+            self._breakers.trip(scope, error)
+            if isinstance(error, CloudGone):
+                self._lookout.describe_soon(CONSISTENCY_S)
+            return
+        self._aligned_s[eni_id] = self._clock()
+        self._breakers.reset(scope)
+        log.info("eni_aligned", eni=eni_id, groups=job.groups, delete_with_instance=job.delete_with_instance)
+
     def _eni(self, eni_id: EniId) -> Eni:
         return next(usage.eni for usage in self._ledger.enis() if usage.eni.eni_id == eni_id)
+
+
+def _alignment(eni: Eni, primary: Eni | None) -> _AlignEni | None:
+    """What must be put right on an ENI; None when nothing differs. primary: whose groups it must have, if any."""
+    if eni.is_primary:
+        return None
+    differs = primary is not None and set(eni.security_groups) != set(primary.security_groups)
+    # What others attached (MANAGE_UNTAGGED_ENI) goes or stays as they chose.
+    outlives = eni.made_by_us and not eni.delete_on_termination
+    if not differs and not outlives:
+        return None
+    groups = primary.security_groups if primary is not None and differs else None
+    return _AlignEni(eni=eni, groups=groups, delete_with_instance=outlives)

@@ -22,6 +22,7 @@ from agent.ipam.plan import CreateEni, Plan
 from agent.ipam.trouble import DESCRIBE_ENIS, DESCRIBE_SUBNETS, prefix_scope, subnet_scope
 from agent.ports import Cloud
 from agent.runtime.log import event_logger
+from agent.runtime.purpose import purpose
 
 log = event_logger(__name__)
 
@@ -85,8 +86,10 @@ class Lookout:
         if self._clock() < self.describe_at_s or self._breakers.is_open(DESCRIBE_ENIS):
             return
         doubts_before = self._doubt_count
+        is_scheduled = self._clock() - self.described_s >= DESCRIBE_EVERY_S
         try:
-            enis = await self._cloud.describe_enis()
+            with purpose("observe" if is_scheduled else "confirm"):
+                enis = await self._cloud.describe_enis()
         except AgentError as error:
             self._breakers.trip(DESCRIBE_ENIS, error)
             return
@@ -161,7 +164,8 @@ class Lookout:
             return False
         half_open = self._half_open_subnets()
         try:
-            self.subnets = await self._cloud.describe_subnets()
+            with purpose("subnets"):
+                self.subnets = await self._cloud.describe_subnets()
         except AgentError as error:
             self._breakers.trip(DESCRIBE_SUBNETS, error)
             return False

@@ -96,6 +96,7 @@ class Eni:
     subnet_cidr: of the subnet the ENI is in; its first host is the gateway.
     interface_type: EC2's InterfaceType: `interface`, `efa`, `trunk`, ...
     managed: False for an ENI that belongs to somebody else: counted against the limits, never touched.
+    made_by_us: it carries the tag that says it was made for this instance.
     excluded: its subnet is not for pods (any more): no new pod gets an address from it.
     """
 
@@ -112,6 +113,7 @@ class Eni:
     delete_on_termination: bool
     interface_type: str = "interface"
     managed: bool = True
+    made_by_us: bool = False
     excluded: bool = False
 
     @property

@@ -32,7 +32,8 @@ from agent.ipam.model import (
 from agent.ipam.plan import Action, Observation, Plan, PoolPolicy, Surroundings
 from agent.ipam.planner import plan
 from agent.ipam.shortage import explain
-from agent.ipam.trouble import DESCRIBE_ENIS, GROW, SHRINK, Trouble
+from agent.ipam.surroundings import Surroundings
+from agent.ipam.trouble import CREATE_ENI, DESCRIBE_ENIS, GROW, SHRINK, Trouble
 from agent.ipam.waiters import Waiter, Waiters
 from agent.ports import Cloud, Datapath
 
@@ -78,6 +79,8 @@ class Pool:
         wake: Callable[[], None],
         draw: Callable[[], float] = random.random,
     ) -> None:
+        self.surroundings: Callable[[], Surroundings] = Surroundings
+        """The node's standing now: whoever makes the pool may replace it."""
         self._ledger = ledger
         self._limits = limits
         self._policy = policy
@@ -162,9 +165,11 @@ class Pool:
         await self._lookout.describe_enis_when_due()
         self._serve()
         self._executor.set_up_enis()
-        decided = plan(self._observe(), self._policy)
+        if self.surroundings().is_provisioning:
+            self._executor.align_enis(follow_groups=not self._policy.custom_networking)
+        decided = self.plan_now()
         if await self._lookout.describe_subnets_for(decided):
-            decided = plan(self._observe(), self._policy)
+            decided = self.plan_now()
         for action in decided.actions:
             self._executor.start(action, request_ids=self._waiters.request_ids())
         await self._lookout.look_ahead(decided)
@@ -173,7 +178,12 @@ class Pool:
 
     def plan_now(self) -> Plan:
         """What the planner would do now, and why: a dry run."""
-        return plan(self._observe(), self._policy)
+        seen = self._observe()
+        if self._breakers.is_open(CREATE_ENI):
+            # To the planner, an instance that may not have a further ENI for now is one of a smaller type.
+            on_card_count = sum(usage.eni.card == 0 for usage in seen.enis)
+            seen = replace(seen, limits=replace(seen.limits, eni_count=min(seen.limits.eni_count, on_card_count)))
+        return plan(seen, self._policy)
 
     def view(self) -> PoolView:
         """The pool as it is."""
@@ -203,6 +213,7 @@ class Pool:
 
     def _observe(self) -> Observation:
         now_s = self._clock()
+        around = self.surroundings()
         seen = Observation(
             now_s=now_s,
             limits=self._limits,
@@ -217,6 +228,11 @@ class Pool:
             short_subnets=self._lookout.short_subnets,
             fragmented_subnets=self._lookout.fragmented_subnets,
             scarce_subnets=self._lookout.scarce_subnets,
+            announced_count=around.announced_count,
+            site=around.site,
+            is_schedulable=around.is_schedulable,
+            is_provisioning=around.is_provisioning,
+            max_pods=around.max_pods,
             in_flight=self._executor.in_flight,
             setting_up=self._executor.setting_up,
             growth_held=self._breakers.is_open(GROW) or self._lookout.is_distrusted,

@@ -11,6 +11,7 @@ from agent.errors import AgentError, CloudDenied, CloudLimit, CloudThrottled
 from agent.ipam.model import EniId, SubnetId
 
 GROW = "grow"
+CREATE_ENI = "create_eni"
 SHRINK = "shrink"
 DESCRIBE_ENIS = "describe_enis"
 DESCRIBE_SUBNETS = "describe_subnets"
@@ -28,6 +29,10 @@ def eni_scope(eni_id: EniId) -> str:
     return f"eni {eni_id}"
 
 
+def align_scope(eni_id: EniId) -> str:
+    return f"align {eni_id}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trouble:
     """One scope that fails: its last error, how often in a row, since when, and when the next try may come."""
@@ -39,7 +44,7 @@ class Trouble:
     next_try_s: float
 
 
-def longest_wait_s(error: AgentError, failure_count: int) -> float:
+def longest_wait_s(scope: str, error: AgentError, failure_count: int) -> float:
     """The upper end of the wait after the n-th failure in a row (n >= 1); full jitter draws below it.
 
     EC2's buckets refill every second (EC2 API reference, "Request throttling"), so throttling starts short. A full
@@ -48,6 +53,9 @@ def longest_wait_s(error: AgentError, failure_count: int) -> float:
     match error:
         case CloudThrottled():
             first_s, last_s = 1.0, 60.0
+        case CloudLimit() if scope == GROW:
+            # An ENI is fuller than we thought: after another look the plan is a different one.
+            first_s, last_s = 1.0, 120.0
         case CloudLimit():
             first_s, last_s = 60.0, 1800.0
         case CloudDenied():

@@ -184,6 +184,28 @@ class Settings:
         "true: make ENIs in any subnet of the zone that is tagged `kubernetes.io/role/cni`, and in the node's "
         "own. false: only in the node's own.",
     ]
+    disable_leaked_eni_cleanup: Annotated[
+        bool,
+        Setting("DISABLE_LEAKED_ENI_CLEANUP", BOOLEAN, default="false"),
+        "true: do not look for ENIs that a node of the cluster made and lost, once an hour, and delete them.",
+    ]
+    disable_provisioning: Annotated[
+        bool,
+        Setting("DISABLE_NETWORK_RESOURCE_PROVISIONING", BOOLEAN, default="false"),
+        "true: somebody else gives the node its ENIs and addresses. EC2 is observed and never changed: no ENI, no "
+        "address, no security group, no leak.",
+    ]
+    imds_only: Annotated[
+        bool,
+        Setting("ENABLE_IMDS_ONLY_MODE", BOOLEAN, default="false"),
+        "true: as `DISABLE_NETWORK_RESOURCE_PROVISIONING`, and EC2 is not even asked: the ENIs and addresses are those "
+        "that instance metadata lists. There are no tags then, so every ENI with an address is used.",
+    ]
+    manage_non_schedulable: Annotated[
+        bool,
+        Setting("AWS_MANAGE_ENIS_NON_SCHEDULABLE", BOOLEAN, default="false"),
+        "true: attach and detach ENIs and addresses on a cordoned node, too.",
+    ]
     imds_endpoint: Annotated[
         str,
         Setting("AWS_EC2_METADATA_SERVICE_ENDPOINT", URL, default="http://169.254.169.254"),

@@ -141,6 +141,7 @@ def test_the_nodes_subnet_is_the_one_its_address_is_in() -> None:
 def test_limits_are_those_of_network_card_0() -> None:
     answer: Any = {
         "InstanceType": "p9.big",
+        "Hypervisor": "nitro",
         "NetworkInfo": {
             "MaximumNetworkInterfaces": 64,
             "Ipv4AddressesPerInterface": 50,

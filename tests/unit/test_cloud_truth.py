@@ -172,6 +172,6 @@ async def test_an_idle_hour_costs_at_most_six_reads_and_no_write() -> None:
             await asyncio.sleep(3600.0)
             made = node.client.outcomes() - before
             assert made.total() <= 6
-            assert {action for action, _ in made} == {"DescribeNetworkInterfaces"}
+            assert all(action.startswith("Describe") for action, _ in made)
         reasons = {one.reason for action in node.alive.cloud.budget() for one in action.calls}
         assert reasons == {"start", "grow", "grow_eni", "subnets", "observe", "leaks"}

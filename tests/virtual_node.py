@@ -83,22 +83,27 @@ class VirtualNode:
         self.agent: Agent | None = None
         self.graveyard: list[Agent] = []
         self.startup: Startup | None = None
+        self._cloud: MemoryCloud
 
     # ---- the agent's life
 
     async def start(self) -> None:
         """Start the agent as `agent.node.Node` does: its stages are repeated until they are done."""
-        self.startup = Startup({"addresses": self._boot}, draw=self._random.random)
+        stages = {"identity": self._identify, "addresses": self._recover}
+        self.startup = Startup(stages, draw=self._random.random)
         await self.startup.run()
 
-    async def _boot(self) -> None:
+    async def _identify(self) -> None:
         metadata = MemoryMetadata(self.vpc, self.instance_id, clock=self._clock)
         instance = await metadata.instance()
-        client = self.client
-        cloud = MemoryCloud(cast("MemoryClient", client), instance=instance, metadata=metadata)
+        cloud = MemoryCloud(cast("MemoryClient", self.client), instance=instance, metadata=metadata)
         cloud._changes._now = self._now
         cloud._calls.budget._draw = self._random.random
-        await cloud.__aenter__()
+        self._cloud = await cloud.__aenter__()
+
+    async def _recover(self) -> None:
+        client, cloud = self.client, self._cloud
+        instance = cloud._instance
         with purpose("start"):
             limits = await cloud.limits(instance.instance_type)
             enis = await cloud.describe_enis()

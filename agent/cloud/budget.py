@@ -2,11 +2,11 @@
 
 EC2 throttles per account, Region and action with token buckets (EC2 Developer Guide, "Request throttling for the Amazon
 EC2 API", table "Request token bucket sizes and refill rates"). A node has the published bucket to itself until EC2 says
-otherwise. A throttled request says that the account's bucket is empty and that others use it too: how many is unknown,
-so the node's rate falls to one request a second or less, halved with each further throttle, and rises again by a
-twentieth of the published rate with each request that is let through (additive increase, multiplicative decrease). The
-next request after a throttle waits a random part of the whole interval (full jitter), so that nodes that were throttled
-together do not come back together.
+otherwise. A throttled request says that the account's bucket is empty and that others use it too: how many is unknown.
+So the node's rate falls to one request in four seconds, a fourth of that with each further throttle, and rises again by
+a twentieth of the published rate with each request that is let through (additive increase, multiplicative decrease).
+The next request after a throttle waits a random part of the whole interval (full jitter), so that nodes that were
+throttled together do not come back together.
 
 Without I/O; the clock and the random numbers come from outside.
 """
@@ -19,7 +19,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 THROTTLED_RATE_PER_S = 1.0
-"""The most a node asks after a throttle, before it is halved."""
+"""The most a node counts on when it is throttled, before the decrease."""
+DECREASE = 4.0
+"""What a throttle divides the rate by. Halving is not enough: when a thousand nodes share five requests a second, every
+step on the way to their fair rate is a refused request of each of them (tests/unit/test_cloud_fleet.py)."""
 LOWEST_RATE_PER_S = 1 / 60
 """The least: one try a minute of a request that somebody needs."""
 _INCREASE = 0.05
@@ -146,7 +149,7 @@ class Budget:
         """EC2 throttled a request; seconds until the next one may go out, never the same on two nodes."""
         account = self._account(action)
         account.throttled_count += 1
-        account.rate_per_s = max(LOWEST_RATE_PER_S, min(THROTTLED_RATE_PER_S, account.rate_per_s) / 2)
+        account.rate_per_s = max(LOWEST_RATE_PER_S, min(THROTTLED_RATE_PER_S, account.rate_per_s) / DECREASE)
         if account.level > -_NOBODY_WAITS:
             account.level = (1.0 - _CERTAIN) * (1.0 - self._draw())
         return self.wait_s(action)

@@ -171,7 +171,7 @@ def check_cause(node: VirtualNode, failure: Failure, action: str, struck: int) -
         return
     if node.agent is None:
         assert node.startup is not None
-        [stage] = node.startup.status()
+        [_, stage] = node.startup.status()
         assert stage.state is StageState.FAILED
         assert failure.cause in stage.reason
         return
@@ -283,7 +283,7 @@ def test_an_unknown_instance_type_that_ec2_does_not_tell_either(
             starting = asyncio.create_task(node.start())
             await asyncio.sleep(FAULT_S)
             assert node.startup is not None
-            [stage] = node.startup.status()
+            [_, stage] = node.startup.status()
             assert failure.cause in stage.reason
             assert 2 <= node.client.faults.listed()[0].hit_count <= failure.most_calls * 2
             node.client.faults.clear()

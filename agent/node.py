@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.attachments import AttachmentPolicy, Attachments
 from agent.cloud.ec2 import Ec2Cloud
@@ -23,10 +23,9 @@ from agent.datapath.kernel import KernelDatapath
 from agent.datapath.policy import DatapathPolicy
 from agent.ipam.ledger import Ledger
 from agent.ipam.model import AttachmentKey, Holder, Instance, InstanceLimits
-from agent.ipam.plan import PoolPolicy
+from agent.ipam.plan import PoolPolicy, Surroundings
 from agent.ipam.pool import Pool
 from agent.ipam.recovery import recover
-from agent.ipam.surroundings import Surroundings
 from agent.runtime.log import event_logger
 from agent.runtime.purpose import purpose
 from agent.runtime.reconciler import Reconciler
@@ -90,8 +89,7 @@ class Node:
         self._metadata: ImdsMetadata
         self._instance: Instance
         self._cloud: Ec2Cloud | ImdsOnlyCloud
-        self.is_schedulable: Callable[[], bool] = lambda: True
-        """Whether the node takes new pods; whoever knows Kubernetes replaces it."""
+        self._told = Surroundings()
         self.datapath = KernelDatapath(policies.datapath)
         self.parts: Parts | None = None
         self.startup = Startup({"identity": self._identify, "kernel": self._prepare, "addresses": self._recover})
@@ -136,6 +134,12 @@ class Node:
                 cooldown_s = self._policies.attachments.cooldown_s
                 await self.datapath.unwire(key, attachment.addresses, cooldown_s)
 
+    def tell(self, surroundings: Surroundings) -> None:
+        """What Kubernetes says of this node; for whoever watches it, at any time."""
+        self._told = surroundings
+        if self.parts is not None:
+            self.parts.pool.tell(self._surroundings())
+
     async def close(self) -> None:
         """Let changes in flight end, then give everything back. The next start finds EC2 changes that were cut."""
         if self.parts is not None:
@@ -148,6 +152,7 @@ class Node:
     async def _turn_away(self) -> None:
         """Nobody who waits for an address keeps the door from closing."""
         await self.stop.wait()
+        self.tell(self._told)
         if self.parts is not None:
             self.parts.attachments.turn_away()
 
@@ -198,7 +203,7 @@ class Node:
             clock=self._clock,
             wake=self._pool_loop.wake,
         )
-        pool.surroundings = self._surroundings
+        pool.tell(self._surroundings())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ENIS_READY_S):
                 await pool.start()
@@ -229,10 +234,12 @@ class Node:
         return float("inf") if leaks is None else await leaks.step()
 
     def _surroundings(self) -> Surroundings:
+        """What Kubernetes says, under the settings; an agent that is to end attaches and detaches nothing more."""
         policy = self._policies.cloud
-        stays = not self.stop.is_set()
-        return Surroundings(
-            is_schedulable=stays and (policy.manage_non_schedulable or self.is_schedulable()),
+        is_schedulable = self._told.is_schedulable or policy.manage_non_schedulable
+        return replace(
+            self._told,
+            is_schedulable=is_schedulable and not self.stop.is_set(),
             is_provisioning=policy.provisioning,
         )
 

@@ -21,10 +21,9 @@ from agent.cloud.sweep import LeakSweep
 from agent.errors import AgentError
 from agent.ipam.ledger import Ledger
 from agent.ipam.model import AttachmentKey, Holder
-from agent.ipam.plan import PoolPolicy
+from agent.ipam.plan import PoolPolicy, Surroundings
 from agent.ipam.pool import Pool
 from agent.ipam.recovery import recover
-from agent.ipam.surroundings import Surroundings
 from agent.runtime.purpose import purpose
 from agent.runtime.reconciler import Reconciler
 from agent.runtime.startup import Startup
@@ -70,7 +69,7 @@ class VirtualNode:
     ) -> None:
         self.vpc = vpc
         self.policy = policy
-        self.surroundings = Surroundings()
+        self._told = Surroundings()
         self._budget = budget
         self._group = group
         self._random = random.Random(seed)
@@ -123,7 +122,7 @@ class VirtualNode:
             wake=loop.wake,
             draw=self._random.random,
         )
-        pool.surroundings = lambda: self.surroundings
+        pool.tell(self._told)
         await pool.start()
         attachments = Attachments(
             pool=pool,
@@ -151,6 +150,11 @@ class VirtualNode:
             leaks=leaks,
             loops=[self._group.create_task(one.run(), name=one.name) for one in (loop, sweeping)],
         )
+
+    def tell(self, surroundings: Surroundings) -> None:
+        """What Kubernetes says of the node; a restarted agent hears it, too."""
+        self._told = surroundings
+        self.alive.pool.tell(surroundings)
 
     def kill(self) -> None:
         """SIGKILL: from now on nothing the agent's tasks do reaches EC2 or the kernel."""

@@ -120,6 +120,7 @@ class Surroundings:
     announced_count: int = 0
     site: EniSite | None = None
     is_schedulable: bool = True
+    is_provisioning: bool = True
     max_pods: int | None = None
 
 

@@ -32,7 +32,6 @@ from agent.ipam.model import (
 from agent.ipam.plan import Action, Observation, Plan, PoolPolicy, Surroundings
 from agent.ipam.planner import plan
 from agent.ipam.shortage import explain
-from agent.ipam.surroundings import Surroundings
 from agent.ipam.trouble import CREATE_ENI, DESCRIBE_ENIS, GROW, SHRINK, Trouble
 from agent.ipam.waiters import Waiter, Waiters
 from agent.ports import Cloud, Datapath
@@ -79,8 +78,6 @@ class Pool:
         wake: Callable[[], None],
         draw: Callable[[], float] = random.random,
     ) -> None:
-        self.surroundings: Callable[[], Surroundings] = Surroundings
-        """The node's standing now: whoever makes the pool may replace it."""
         self._ledger = ledger
         self._limits = limits
         self._policy = policy
@@ -150,7 +147,7 @@ class Pool:
         return released
 
     def tell(self, surroundings: Surroundings) -> None:
-        """What Kubernetes says of this node; call it whenever that changes."""
+        """What Kubernetes and the settings say of this node; call it whenever that changes."""
         self._surroundings = surroundings
         self._wake()
 
@@ -165,7 +162,7 @@ class Pool:
         await self._lookout.describe_enis_when_due()
         self._serve()
         self._executor.set_up_enis()
-        if self.surroundings().is_provisioning:
+        if self._surroundings.is_provisioning:
             self._executor.align_enis(follow_groups=not self._policy.custom_networking)
         decided = self.plan_now()
         if await self._lookout.describe_subnets_for(decided):
@@ -213,7 +210,6 @@ class Pool:
 
     def _observe(self) -> Observation:
         now_s = self._clock()
-        around = self.surroundings()
         seen = Observation(
             now_s=now_s,
             limits=self._limits,
@@ -222,17 +218,13 @@ class Pool:
             announced_count=self._surroundings.announced_count,
             site=self._surroundings.site,
             is_schedulable=self._surroundings.is_schedulable,
+            is_provisioning=self._surroundings.is_provisioning,
             max_pods=self._surroundings.max_pods,
             subnets=self._lookout.subnets,
             blocked_subnets=self._lookout.blocked_subnets,
             short_subnets=self._lookout.short_subnets,
             fragmented_subnets=self._lookout.fragmented_subnets,
             scarce_subnets=self._lookout.scarce_subnets,
-            announced_count=around.announced_count,
-            site=around.site,
-            is_schedulable=around.is_schedulable,
-            is_provisioning=around.is_provisioning,
-            max_pods=around.max_pods,
             in_flight=self._executor.in_flight,
             setting_up=self._executor.setting_up,
             growth_held=self._breakers.is_open(GROW) or self._lookout.is_distrusted,

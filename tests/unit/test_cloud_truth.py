@@ -9,8 +9,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from agent.ipam.model import AddressState
-from agent.ipam.plan import PoolPolicy
-from agent.ipam.surroundings import Surroundings
+from agent.ipam.plan import PoolPolicy, Surroundings
 from sim.faults import ErrorEffect, Fault, HangEffect
 from sim.model.interfaces import InterfaceAttributes, modify_interface
 from sim.model.ipv4 import Ipv4Wish, assign_ipv4, unassign_ipv4
@@ -124,7 +123,7 @@ def test_a_cordoned_node_and_one_provided_for_by_others_change_nothing(around: S
     async def test() -> None:
         async with virtual_node(POLICY) as node:
             await grown(node)
-            node.surroundings = around
+            node.tell(around)
             for number in range(12):
                 await node.delete(f"pod-{number}")
             set_groups(node, node.enis()[0].eni_id, list(node.vpc.state.security_groups)[1])
@@ -134,7 +133,7 @@ def test_a_cordoned_node_and_one_provided_for_by_others_change_nothing(around: S
             # Security groups are neither attached nor detached: a cordoned node follows them.
             assert written == (set() if around.is_schedulable else {"ModifyNetworkInterfaceAttribute"})
             await asyncio.gather(*(node.add(f"again-{number}") for number in range(12)))
-            node.surroundings = Surroundings()
+            node.tell(Surroundings())
             for number in range(12):
                 await node.delete(f"again-{number}")
             await asyncio.sleep(3 * 3600.0)

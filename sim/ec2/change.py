@@ -59,7 +59,8 @@ def create_network_interface(call: Call) -> Body:
     p.finish()
     eni = call.vpc.apply(partial(create_interface, request=request), now_s=call.now_s, dry_run=call.dry_run)
     return {
-        "networkInterface": shapes.network_interface(call.vpc.state, eni),
+        # EC2 answers before the ENI is available (botocore's examples-1.json, ec2-create-network-interface-1).
+        "networkInterface": {**shapes.network_interface(call.vpc.state, eni), "status": "pending"},
         "clientToken": request.client_token or None,
     }
 

@@ -84,7 +84,7 @@ def test_the_life_of_an_eni(sim: Endpoint, ec2: Any) -> None:
     )
     eni_id = made["NetworkInterfaceId"]
     assert (made["Status"], made["PrivateIpAddress"], secondary(made)) == (
-        "available",
+        "pending",
         "10.0.0.5",
         ["10.0.0.6", "10.0.0.7", "10.0.0.8"],
     )

@@ -88,7 +88,8 @@ def test_create_attach_detach_delete(subject: Subject) -> None:
     made = create(subject, SecondaryPrivateIpAddressCount=2, Description="d")
     eni_id = made["NetworkInterfaceId"]
     assert [each["Primary"] for each in made["PrivateIpAddresses"]] == [True, False, False]
-    assert (made["Status"], made["Description"], made["SourceDestCheck"]) == ("available", "d", True)
+    assert made["Status"] in {"pending", "available"}  # moto answers when it is available; EC2 and sim before
+    assert (made["Description"], made["SourceDestCheck"]) == ("d", True)
     attached = subject.ec2.attach_network_interface(
         NetworkInterfaceId=eni_id, InstanceId=subject.instance_id, DeviceIndex=1
     )

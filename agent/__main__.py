@@ -87,6 +87,9 @@ def policies(chosen: settings.Settings) -> Policies:
             external_snat=chosen.external_snat,
             randomize_snat=chosen.randomize_snat,
             exclude_snat_cidrs=chosen.exclude_snat_cidrs,
+            node_port_support=chosen.node_port_support,
+            external_service_cidrs=chosen.external_service_cidrs,
+            primary_mark=chosen.connmark,
             names_directory=chosen.names_directory,
         ),
         pool=PoolPolicy(

@@ -22,7 +22,7 @@ from agent.errors import AgentError, Cause, Conflict, InvalidRequest, TryAgain
 from agent.ipam.ledger import Ledger
 from agent.ipam.model import Address, Attachment, AttachmentKey, Holder
 from agent.ipam.pool import Pool
-from agent.ports import Datapath, PodWiring, Wired
+from agent.ports import Datapath, PodWiring, PortMapping, Shaping, Wired
 from agent.runtime.keyed_lock import KeyedLock
 from agent.runtime.log import bind_request, event_logger
 from agent.runtime.transactions import Transactions
@@ -44,12 +44,15 @@ class AttachmentPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachRequest:
-    """What ADD asks. mtu: None for the node's."""
+    """What ADD asks. mtu: None for the node's. port_mappings, ingress, egress: see `PodWiring`."""
 
     holder: Holder
     netns: str
     request_id: str
     mtu: int | None = None
+    port_mappings: tuple[PortMapping, ...] = ()
+    ingress: Shaping | None = None
+    egress: Shaping | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,6 +258,9 @@ class Attachments:
             addresses=addresses,
             table_id=table_id,
             mtu=request.mtu or self._policy.mtu,
+            port_mappings=request.port_mappings,
+            ingress=request.ingress,
+            egress=request.egress,
         )
 
 

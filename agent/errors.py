@@ -35,6 +35,7 @@ class Cause(StrEnum):
     ATTACHMENT_SUPERSEDED = "attachment_superseded"
     ATTACHMENT_MISSING = "attachment_missing"
     ATTACHMENT_DRIFTED = "attachment_drifted"
+    HOST_PORT_TAKEN = "host_port_taken"
     # The agent
     AGENT_STARTING = "agent_starting"
     AGENT_STOPPING = "agent_stopping"

@@ -39,6 +39,10 @@ SWEEP_TURN_S = 60.0
 """The longest look for vanished attachments: one dump of the kernel and its consequences."""
 LEAK_TURN_S = 300.0
 """The longest sweep for leaked ENIs: two describes and twenty deletes, which may wait for tokens."""
+VPC_CIDRS_TURN_S = 45.0
+"""One item of IMDS with its retries (10 s) and one change of the table (30 s)."""
+VPC_CIDRS_EVERY_S = 20.0
+"""How often the VPC's CIDRs are read: a new one has to be known within 30 s, and IMDS answers from the host."""
 ENIS_READY_S = 3.0
 """How long the start waits for the links of the ENIs there are. They normally exist; one whose link is missing must not
 keep pods from the addresses of the others, and the pool goes on with it."""
@@ -96,6 +100,7 @@ class Node:
         self._pool_loop = Reconciler("pool", self._pool_step, timeout_s=POOL_TURN_S)
         self._sweep_loop = Reconciler("vanished", self._sweep_step, timeout_s=SWEEP_TURN_S)
         self._leak_loop = Reconciler("leaks", self._leak_step, timeout_s=LEAK_TURN_S)
+        self._vpc_cidrs_loop = Reconciler("vpc_cidrs", self._vpc_cidrs_step, timeout_s=VPC_CIDRS_TURN_S)
         self.datapath.subscribe(self._sweep_loop.wake)
 
     @property
@@ -104,7 +109,7 @@ class Node:
 
     def loops(self) -> tuple[Reconciler, ...]:
         """The loops that turn once the start is done."""
-        always = self._pool_loop, self._sweep_loop
+        always = self._pool_loop, self._sweep_loop, self._vpc_cidrs_loop
         return (*always, self._leak_loop) if self._policies.cloud.leak_cleanup else always
 
     def host_ifname(self, holder: Holder) -> str:
@@ -242,6 +247,14 @@ class Node:
             is_schedulable=is_schedulable and not self.stop.is_set(),
             is_provisioning=policy.provisioning,
         )
+
+    async def _vpc_cidrs_step(self) -> float:
+        cidrs = await self._metadata.vpc_cidrs(self._instance.primary_mac)
+        if set(cidrs) != set(self._instance.vpc_cidrs):
+            await self.datapath.set_vpc_cidrs(cidrs)
+            log.info("vpc_cidrs_changed", cidrs=[str(cidr) for cidr in cidrs])
+            self._instance = replace(self._instance, vpc_cidrs=cidrs)
+        return VPC_CIDRS_EVERY_S
 
     def _made(self) -> Parts:
         if self.parts is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol
 
@@ -106,6 +107,32 @@ class Cloud(Protocol):
         ...
 
 
+class Transport(StrEnum):
+    """What a host port can be of."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    SCTP = "sctp"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortMapping:
+    """A port of the node that leads to a port of the pod. host_address: None for every address of the node."""
+
+    host_port: int
+    container_port: int
+    transport: Transport
+    host_address: IPv4Address | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shaping:
+    """A token bucket: what passes in the long run, and what may pass at once."""
+
+    rate_bits_per_s: int
+    burst_bits: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodWiring:
     """Everything the kernel must know of one attachment.
@@ -113,6 +140,8 @@ class PodWiring:
     netns: absolute path of the container's network namespace.
     addresses: at least one; IPv4 first. All belong to the same ENI.
     table_id: routing table of the ENI the addresses are on; 254 (main) for the primary ENI.
+    port_mappings: no two claim the same port of the node.
+    ingress, egress: as the pod sees it; None for no limit.
     """
 
     holder: Holder
@@ -120,6 +149,9 @@ class PodWiring:
     addresses: tuple[Address, ...]
     table_id: int
     mtu: int
+    port_mappings: tuple[PortMapping, ...] = ()
+    ingress: Shaping | None = None
+    egress: Shaping | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,14 +228,15 @@ class Datapath(Protocol):
     async def wire(self, wiring: PodWiring) -> Wired:
         """Create the veth, its addresses, routes and neighbours. Replaces an older attempt of the same attachment.
 
-        Raises: InvalidRequest(netns_invalid) when `netns` is not a network namespace; KernelFailed after undoing
-        what was done.
+        Raises: InvalidRequest(netns_invalid) when `netns` is not a network namespace; TryAgain(host_port_taken) that
+        names the port's owner; KernelFailed after undoing what was done.
         Idempotent: yes. Cancel: runs to its end in its thread; the caller shields it.
         """
         ...
 
     async def unwire(self, key: AttachmentKey, addresses: Sequence[Address], cooldown_s: float) -> None:
-        """Remove the pod routes and put the addresses into the kernel's cooldown set.
+        """Remove the host ports, the pod routes and the connections, and put the addresses into the kernel's cooldown
+        set.
 
         The link goes with its namespace, or in the background: nobody waits for it.
 

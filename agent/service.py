@@ -15,6 +15,7 @@ from agent.errors import AgentError, Cause, CloudFailed, Conflict, InvalidReques
 from agent.ipam.model import AddressView as OneAddress
 from agent.ipam.model import AttachmentKey, EniUsage, Holder
 from agent.node import Node, Parts
+from agent.ports import PortMapping, Shaping, Transport
 from agent.runtime.log import bind_request
 from agent.runtime.reconciler import Reconciler
 from api.problems import CniCode, CniError
@@ -33,7 +34,7 @@ from api.schemas import (
     StageView,
     StartupView,
 )
-from api.service import Address, AddResult, CniCall
+from api.service import Address, AddResult, CniCall, RateLimit
 from api.service import Attachment as AttachmentId
 
 _CODE_OF_CAUSE = {
@@ -231,7 +232,24 @@ def _request(call: CniCall) -> AttachRequest:
         netns=call.netns,
         request_id=call.request_id,
         mtu=call.mtu,
+        port_mappings=tuple(
+            PortMapping(
+                host_port=one.host_port,
+                container_port=one.container_port,
+                transport=Transport(one.protocol),
+                host_address=one.host_address,
+            )
+            for one in call.port_mappings
+        ),
+        ingress=_shaping(call.ingress),
+        egress=_shaping(call.egress),
     )
+
+
+def _shaping(limit: RateLimit | None) -> Shaping | None:
+    if limit is None:
+        return None
+    return Shaping(rate_bits_per_s=limit.rate_bits_per_s, burst_bits=limit.burst_bits)
 
 
 def _counts(usage: EniUsage) -> AddressCounts:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from api.cni_body import Envelope
+from api.cni_runtime import NO_WISH, parse_runtime
 from api.problems import CniCode, CniError
 from api.service import Attachment, CniCall, Verb
 
@@ -62,6 +63,7 @@ def parse_call(verb: Verb, envelope: Envelope, request_id: str) -> CniCall:
     if verb in {Verb.STATUS, Verb.GC}:
         return CniCall(verb=verb, request_id=request_id, cni_version=version, network_name=name, config=config)
     pod = _pod(parse_args(envelope.args), lenient=verb is Verb.DEL)
+    wish = NO_WISH if verb is Verb.DEL else parse_runtime(config)
     return CniCall(
         verb=verb,
         request_id=request_id,
@@ -75,6 +77,9 @@ def parse_call(verb: Verb, envelope: Envelope, request_id: str) -> CniCall:
         pod_uid=pod["K8S_POD_UID"],
         pod_infra_container_id=pod["K8S_POD_INFRA_CONTAINER_ID"],
         mtu=None if verb is Verb.DEL else _mtu(config),
+        port_mappings=wish.port_mappings,
+        ingress=wish.ingress,
+        egress=wish.egress,
         prev_result=_prev_result(config, verb),
         config=config,
     )

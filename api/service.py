@@ -29,6 +29,27 @@ class Verb(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostPort:
+    """One of `runtimeConfig.portMappings` (CNI conventions, "Capabilities").
+
+    protocol: "tcp", "udp" or "sctp". host_address: None for every address of the node.
+    """
+
+    host_port: int
+    container_port: int
+    protocol: str
+    host_address: IPv4Address | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimit:
+    """One direction of `runtimeConfig.bandwidth`; both numbers are positive."""
+
+    rate_bits_per_s: int
+    burst_bits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CniCall:
     """One invocation of the plugin, already checked against the CNI and Kubernetes character sets and lengths.
 
@@ -39,6 +60,7 @@ class CniCall:
     pod_namespace, pod_name: both or neither; empty when the runtime did not say.
     pod_uid, pod_infra_container_id: empty when the runtime did not say.
     mtu: `mtu` of the network configuration (576 to 9001), or None when it does not set one. ADD and CHECK only.
+    port_mappings, ingress, egress: what `runtimeConfig` asks; ADD and CHECK only. Ingress is towards the pod.
     prev_result: the raw `prevResult` of CHECK and DEL; None when absent. ADD ignores it: we are the main plugin.
     config: the whole network configuration, decoded, as the runtime sent it.
     """
@@ -55,6 +77,9 @@ class CniCall:
     pod_uid: str = ""
     pod_infra_container_id: str = ""
     mtu: int | None = None
+    port_mappings: tuple[HostPort, ...] = ()
+    ingress: RateLimit | None = None
+    egress: RateLimit | None = None
     prev_result: Mapping[str, Any] | None = None
     config: Mapping[str, Any]
 

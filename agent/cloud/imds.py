@@ -66,9 +66,8 @@ class ImdsMetadata:
         """See `Metadata.instance`. Four items: the identity document, the MAC, and the VPC's id and CIDRs."""
         document = await self._required("dynamic/instance-identity/document")
         mac = Mac((await self._required("meta-data/mac")).strip().lower())
-        interface = f"meta-data/network/interfaces/macs/{mac}"
-        vpc_id = (await self._required(f"{interface}/vpc-id")).strip()
-        vpc_cidrs = await self._required(f"{interface}/vpc-ipv4-cidr-blocks")
+        vpc_id = (await self._required(f"meta-data/network/interfaces/macs/{mac}/vpc-id")).strip()
+        vpc_cidrs = await self.vpc_cidrs(mac)
         try:
             identity = json.loads(document)
             return Instance(
@@ -79,10 +78,25 @@ class ImdsMetadata:
                 primary_mac=mac,
                 primary_address=IPv4Address(identity["privateIp"]),
                 vpc_id=vpc_id,
-                vpc_cidrs=tuple(IPv4Network(line) for line in vpc_cidrs.split()),
+                vpc_cidrs=vpc_cidrs,
             )
         except (ValueError, KeyError, TypeError) as error:
             raise self._useless("dynamic/instance-identity/document", error) from error
+
+    async def vpc_cidrs(self, mac: Mac) -> tuple[IPv4Network, ...]:
+        """The IPv4 networks of the VPC the ENI is in, now; at least one.
+
+        Raises: CloudFailed(imds_unavailable) after its deadline; the caller retries.
+        """
+        path = f"meta-data/network/interfaces/macs/{mac}/vpc-ipv4-cidr-blocks"
+        text = await self._required(path)
+        try:
+            cidrs = tuple(IPv4Network(line) for line in text.split())
+        except ValueError as error:
+            raise self._useless(path, error) from error
+        if not cidrs:
+            raise self._useless(path, "it is empty")
+        return cidrs
 
     async def subnet_cidr(self, mac: Mac) -> IPv4Network | None:
         """See `Metadata.subnet_cidr`. Raises: CloudFailed(imds_unavailable)."""

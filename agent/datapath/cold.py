@@ -7,7 +7,7 @@ kernel's error texts are the same everywhere.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, ip_address
 from typing import Any, Final
 
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
@@ -44,7 +44,16 @@ _IFA_F_NOPREFIXROUTE: Final = 0x200
 _NUD_PERMANENT: Final = 0x80
 
 _RULE_ATTRIBUTES: Final = frozenset(
-    {"FRA_TABLE", "FRA_PRIORITY", "FRA_PROTOCOL", "FRA_SRC", "FRA_FWMARK", "FRA_FWMASK", "FRA_SUPPRESS_PREFIXLEN"}
+    {
+        "FRA_TABLE",
+        "FRA_PRIORITY",
+        "FRA_PROTOCOL",
+        "FRA_SRC",
+        "FRA_DST",
+        "FRA_FWMARK",
+        "FRA_FWMASK",
+        "FRA_SUPPRESS_PREFIXLEN",
+    }
 )
 """What a rule of ours may carry in a dump; the kernel adds suppress_prefixlength -1 to each."""
 
@@ -105,7 +114,14 @@ def _rule(kind: int, flags: int, rule: RuleSpec) -> bytes:
         attrs += [("FRA_FWMARK", rule.mark), ("FRA_FWMASK", rule.mark_mask)]
     if rule.source is not None:
         attrs.append(("FRA_SRC", str(rule.source)))
-    fields = {"family": rule.family, "action": _FR_ACT_TO_TBL, "src_len": 32 if rule.source is not None else 0}
+    if rule.destination is not None and rule.destination.prefixlen:
+        attrs.append(("FRA_DST", str(rule.destination.network_address)))
+    fields = {
+        "family": rule.family,
+        "action": _FR_ACT_TO_TBL,
+        "src_len": 32 if rule.source is not None else 0,
+        "dst_len": rule.destination.prefixlen if rule.destination is not None else 0,
+    }
     return _encode(fibmsg, kind, flags, fields, attrs)
 
 
@@ -119,13 +135,16 @@ def parse_rule(seen: Message) -> RuleSpec | None:
     attrs = dict(decoded["attrs"])
     if attrs.get("FRA_PROTOCOL") != layout.PROTOCOL or decoded["action"] != _FR_ACT_TO_TBL:
         return None
-    if not attrs.keys() <= _RULE_ATTRIBUTES or decoded["dst_len"] or decoded["src_len"] not in (0, 32):
+    if not attrs.keys() <= _RULE_ATTRIBUTES or decoded["src_len"] not in (0, 32):
+        return None
+    if decoded["family"] != AF_INET and (decoded["src_len"] or decoded["dst_len"]):
         return None
     return RuleSpec(
         family=decoded["family"],
         pref=attrs.get("FRA_PRIORITY", 0),
         table_id=attrs["FRA_TABLE"],
         source=IPv4Address(attrs["FRA_SRC"]) if "FRA_SRC" in attrs else None,
+        destination=IPv4Network((attrs["FRA_DST"], decoded["dst_len"])) if "FRA_DST" in attrs else None,
         mark=attrs.get("FRA_FWMARK", 0),
         mark_mask=attrs.get("FRA_FWMASK", 0),
     )
@@ -162,8 +181,9 @@ def eni_routes(ifindex: int, plan: EniPlan) -> tuple[bytes, bytes]:
 # What CHECK and ENI set-up read ---------------------------------------------------------------------------------------
 
 
-def dump_addresses(ifindex: int) -> bytes:
-    return _encode(ifaddrmsg, _RTM_GETADDR, NLM_F_DUMP, {"index": ifindex}, [])
+def dump_addresses(ifindex: int, family: int = 0) -> bytes:
+    """Of one link, or of all for 0; of one family, or of all for 0."""
+    return _encode(ifaddrmsg, _RTM_GETADDR, NLM_F_DUMP, {"index": ifindex, "family": family}, [])
 
 
 def parse_address(seen: Message) -> Address:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 from agent.datapath import layout
 from agent.datapath.policy import DatapathPolicy
 from agent.errors import Cause, KernelFailed
 from agent.ipam.model import Address, AttachmentKey, Eni, Holder, Mac
-from agent.ports import PodWiring, Wired
+from agent.ports import PodWiring, Shaping, Wired
 
 AF_INET = 2
 AF_INET6 = 10
 """include/linux/socket.h; the same on every Linux."""
+
+ETHERNET_HEADER_BYTES = 14
+SHAPING_LATENCY_MS = 25
+"""As the reference bandwidth plugin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +28,8 @@ class PodPlan:
 
     alias: owner of the host veth, see `alias_of`.
     group: link group of the host veth; names the ENI the pod leaves by.
+    host_ports: whether ports of the node lead here.
+    to_pod, from_pod: on the host's and on the container's end; None without a limit.
     """
 
     host_ifname: str
@@ -35,19 +41,36 @@ class PodPlan:
     mtu: int
     netns: str
     addresses: tuple[Address, ...]
+    host_ports: bool
+    to_pod: Bucket | None
+    from_pod: Bucket | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """A token bucket as the kernel takes it (tc-tbf(8)).
+
+    limit_bytes: the queue in front of it: what arrives above the rate waits 25 ms at most, and is dropped then.
+    """
+
+    rate_bytes_per_s: int
+    burst_bytes: int
+    limit_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleSpec:
-    """A policy rule of ours: `pref <pref> [from <source>/32] [fwmark <mark>/<mark_mask>] lookup <table_id>`.
+    """A policy rule of ours: `pref <pref> [from <source>/32] [to <destination>] [fwmark <mark>/<mark_mask>] lookup
+    <table_id>`.
 
-    source: None matches every source. mark_mask: 0 does not look at the mark.
+    source, destination: None matches every one. mark_mask: 0 does not look at the mark.
     """
 
     family: int = AF_INET
     pref: int
     table_id: int
     source: IPv4Address | None = None
+    destination: IPv4Network | None = None
     mark: int = 0
     mark_mask: int = 0
 
@@ -157,7 +180,25 @@ def plan_pod(wiring: PodWiring, policy: DatapathPolicy) -> PodPlan:
         mtu=wiring.mtu,
         netns=wiring.netns,
         addresses=wiring.addresses,
+        host_ports=bool(wiring.port_mappings),
+        to_pod=None if wiring.ingress is None else bucket(wiring.ingress, wiring.mtu),
+        from_pod=None if wiring.egress is None else bucket(wiring.egress, wiring.mtu),
     )
+
+
+def bucket(shaping: Shaping, mtu: int) -> Bucket:
+    """The bucket of a limit. It holds at least one whole frame: the kernel drops what is larger than the bucket."""
+    rate_bytes_per_s = max(1, shaping.rate_bits_per_s // 8)
+    burst_bytes = max(shaping.burst_bits // 8, mtu + ETHERNET_HEADER_BYTES)
+    limit_bytes = rate_bytes_per_s * SHAPING_LATENCY_MS // 1000 + burst_bytes
+    return Bucket(rate_bytes_per_s=rate_bytes_per_s, burst_bytes=burst_bytes, limit_bytes=min(limit_bytes, 0xFFFFFFFF))
+
+
+def gateways(addresses: Sequence[Address]) -> tuple[Address, ...]:
+    """The next hops inside a container with these addresses, one per family."""
+    versions = {address.version for address in addresses}
+    by_version: dict[int, Address] = {4: IPv4Address(layout.POD_GATEWAY_V4), 6: IPv6Address(layout.POD_GATEWAY_V6)}
+    return tuple(gateway for version, gateway in by_version.items() if version in versions)
 
 
 def eni_table_id(eni: Eni) -> int:
@@ -190,18 +231,27 @@ def plan_eni(eni: Eni) -> EniPlan:
     )
 
 
-def node_rules(*, ipv6: bool) -> tuple[RuleSpec, ...]:
+def node_rules(policy: DatapathPolicy, *, ipv6: bool) -> tuple[RuleSpec, ...]:
     """The rules every node has, however many pods. ipv6: whether the kernel has IPv6 at all."""
-    pods = RuleSpec(pref=layout.PODS_RULE_PREF, table_id=layout.PODS_TABLE)
-    primary = RuleSpec(
-        pref=layout.PRIMARY_MARK_RULE_PREF,
-        table_id=layout.MAIN_TABLE,
-        mark=layout.MARK_PRIMARY,
-        mark_mask=layout.MARK_PRIMARY,
+    rules = [RuleSpec(pref=layout.PODS_RULE_PREF, table_id=layout.PODS_TABLE)]
+    if policy.restores_primary_mark:
+        mark = policy.primary_mark
+        rules.append(
+            RuleSpec(pref=layout.PRIMARY_MARK_RULE_PREF, table_id=layout.MAIN_TABLE, mark=mark, mark_mask=mark)
+        )
+    rules += (
+        RuleSpec(
+            pref=layout.SERVICE_RULE_PREF, table_id=layout.MAIN_TABLE, destination=cidr if cidr.prefixlen else None
+        )
+        for cidr in policy.external_service_cidrs
     )
-    if not ipv6:
-        return (pods, primary)
-    return (pods, primary, RuleSpec(family=AF_INET6, pref=layout.PODS_RULE_PREF, table_id=layout.PODS_TABLE))
+    if ipv6:
+        rules.append(RuleSpec(family=AF_INET6, pref=layout.PODS_RULE_PREF, table_id=layout.PODS_TABLE))
+    return tuple(rules)
+
+
+NODE_RULE_PREFS = frozenset({layout.PODS_RULE_PREF, layout.PRIMARY_MARK_RULE_PREF, layout.SERVICE_RULE_PREF})
+"""Under which a rule of ours is one of `node_rules`, or of an earlier agent's with other settings."""
 
 
 def change_rules(desired: Sequence[RuleSpec], ours: Sequence[RuleSpec]) -> RuleChanges:
@@ -210,3 +260,11 @@ def change_rules(desired: Sequence[RuleSpec], ours: Sequence[RuleSpec]) -> RuleC
         add=tuple(rule for rule in desired if rule not in ours),
         delete=tuple(rule for rule in ours if rule not in desired),
     )
+
+
+def alike(wanted: Bucket | None, seen: Bucket | None) -> bool:
+    """Whether a bucket read from the kernel is the one that was written. The burst comes back as a time: compared are
+    rate and limit, which holds the burst."""
+    if wanted is None or seen is None:
+        return wanted is seen
+    return (wanted.rate_bytes_per_s, wanted.limit_bytes) == (seen.rate_bytes_per_s, seen.limit_bytes)

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from agent.datapath import cold, messages, seen, sysctls
-from agent.datapath.desired import AF_INET, EniPlan, RuleSpec, change_rules, node_rules
+from agent.datapath.desired import AF_INET, NODE_RULE_PREFS, EniPlan, RuleSpec, change_rules, node_rules
 from agent.datapath.messages import LinkSeen
 from agent.datapath.netlink import NetlinkSocket, refusals_named
+from agent.datapath.policy import DatapathPolicy
 from agent.errors import Cause, KernelFailed
 from agent.ipam.model import Mac
 
@@ -18,19 +19,18 @@ _PRESENT: Final = frozenset({errno.EEXIST})
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ESRCH})
 
 
-def prepare_node(route: NetlinkSocket, primary_mac: Mac, eni_mtu: int) -> str:
+def prepare_node(route: NetlinkSocket, primary_mac: Mac, policy: DatapathPolicy) -> str:
     """Forwarding, the node's rules, the primary link; the name of that link.
 
     Raises: KernelFailed (eni_link_missing, kernel_refused).
     """
     with refusals_named("preparing the node"):
         sysctls.enable_forwarding()
-        wanted = node_rules(ipv6=sysctls.has_ipv6())
-        prefs = {rule.pref for rule in wanted}
+        wanted = node_rules(policy, ipv6=sysctls.has_ipv6())
         for family in {rule.family for rule in wanted}:
-            ours = [rule for rule in _rules_of_ours(route, family) if rule.pref in prefs]
+            ours = [rule for rule in rules_of_ours(route, family) if rule.pref in NODE_RULE_PREFS]
             _change_rules(route, [rule for rule in wanted if rule.family == family], ours)
-    return prepare_primary(route, primary_mac, eni_mtu)
+    return prepare_primary(route, primary_mac, policy.eni_mtu)
 
 
 def prepare_primary(route: NetlinkSocket, mac: Mac, eni_mtu: int) -> str:
@@ -62,7 +62,7 @@ def ensure_eni(route: NetlinkSocket, plan: EniPlan, eni_mtu: int) -> None:
         if plan.address not in present:
             route.apply([cold.add_eni_address(link.ifindex, plan)], ignore=_PRESENT)
         route.apply(cold.eni_routes(link.ifindex, plan))
-        ours = [rule for rule in _rules_of_ours(route, AF_INET) if rule.table_id == plan.table_id]
+        ours = [rule for rule in rules_of_ours(route, AF_INET) if rule.table_id == plan.table_id]
         _change_rules(route, plan.rules, ours)
 
 
@@ -72,7 +72,7 @@ def forget_eni(route: NetlinkSocket, plan: EniPlan) -> None:
     Raises: KernelFailed.
     """
     with refusals_named(f"forgetting the ENI of table {plan.table_id}"):
-        ours = [rule for rule in _rules_of_ours(route, AF_INET) if rule.table_id == plan.table_id]
+        ours = [rule for rule in rules_of_ours(route, AF_INET) if rule.table_id == plan.table_id]
         _change_rules(route, (), ours)
 
 
@@ -89,7 +89,7 @@ def _eni_link(route: NetlinkSocket, mac: Mac) -> LinkSeen:
     return link
 
 
-def _rules_of_ours(route: NetlinkSocket, family: int) -> tuple[RuleSpec, ...]:
+def rules_of_ours(route: NetlinkSocket, family: int) -> tuple[RuleSpec, ...]:
     rules = (cold.parse_rule(each) for each in route.dump(cold.dump_rules(family)))
     return tuple(rule for rule in rules if rule is not None)
 

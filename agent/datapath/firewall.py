@@ -15,6 +15,7 @@ from nftables import Nftables
 
 from agent.datapath import schema
 from agent.datapath.cooling import CoolingSet
+from agent.datapath.hostports import HostPorts, install_text
 from agent.datapath.policy import DatapathPolicy
 from agent.errors import Cause, KernelFailed
 
@@ -22,9 +23,10 @@ from agent.errors import Cause, KernelFailed
 class Firewall:
     """Keeps table `inet enoki` as it should be. Every method raises KernelFailed when nftables refuses."""
 
-    def __init__(self, policy: DatapathPolicy, cooling: CoolingSet) -> None:
+    def __init__(self, policy: DatapathPolicy, cooling: CoolingSet, host_ports: HostPorts) -> None:
         self._policy = policy
         self._cooling = cooling
+        self._host_ports = host_ports
         self._context: Any = None
         self._text = ""
         self._vpc_cidrs: tuple[IPv4Network, ...] = ()
@@ -62,8 +64,10 @@ class Firewall:
             self._apply(f"deleting the chain of ENI {index}", schema.delete_eni(index))
 
     def _install(self) -> None:
-        with self._cooling.frozen() as cooling:
-            text = schema.install(self._text, self._vpc_cidrs, cooling, sorted(self._eni_indexes))
+        with self._cooling.frozen() as cooling, self._host_ports.frozen() as host_ports:
+            text = schema.install(
+                self._text, self._vpc_cidrs, cooling, sorted(self._eni_indexes), install_text(host_ports)
+            )
             self._apply("installing the table", text)
 
     def _seen(self) -> schema.TableSeen | None:

@@ -19,16 +19,17 @@ from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
-from agent.datapath import enis, names, pods, seen
+from agent.datapath import compare, conntrack, enis, names, pods, seen
 from agent.datapath.cooling import CoolingSet
 from agent.datapath.desired import describe_wiring, eni_table_id, plan_eni, plan_pod
 from agent.datapath.firewall import Firewall
+from agent.datapath.hostports import HostPorts
 from agent.datapath.monitor import LinkMonitor
 from agent.datapath.netlink import NetlinkSocket, refusals_named
 from agent.datapath.policy import DatapathPolicy
 from agent.errors import Cause, InvalidRequest, KernelFailed
 from agent.ipam.model import Address, AttachmentKey, Eni, Instance, Mac
-from agent.ports import KernelSeen, PodWiring, Wired
+from agent.ports import KernelSeen, PodWiring, PortMapping, Transport, Wired
 
 _log = logging.getLogger(__name__)
 
@@ -65,19 +66,21 @@ class KernelDatapath:
         self._ifindexes = pods.HostIfindexes()
         self._host_ifindex: dict[AttachmentKey, int] = {}
         self._cooling = CoolingSet()
-        self._firewall = Firewall(policy, self._cooling)
+        self._host_ports = HostPorts()
+        self._firewall = Firewall(policy, self._cooling, self._host_ports)
         self._monitor = LinkMonitor()
+        self._adopted_ports = False
         self._released = asyncio.Event()
         self._netlink_threads = ThreadPoolExecutor(_NETLINK_THREAD_COUNT, thread_name_prefix="enoki-netlink")
         self._firewall_thread = ThreadPoolExecutor(1, thread_name_prefix="enoki-nftables")
 
     async def prepare_node(self, instance: Instance) -> None:
         if self._policy.names_directory is not None:
-            install = partial(names.install_names, self._policy.names_directory)
-            await self._in_thread(self._netlink_threads, "installing names", _DEADLINE_S, install)
+            await self._in_netlink_thread("installing names", names.install_names, self._policy.names_directory)
         primary_ifname = await self._with_route(
-            "preparing the node", enis.prepare_node, instance.primary_mac, self._policy.eni_mtu
+            "preparing the node", enis.prepare_node, instance.primary_mac, self._policy
         )
+        await self._in_netlink_thread("reading the host ports", self._host_ports.load)
         await self._nftables(
             "preparing the table",
             self._firewall.prepare,
@@ -126,26 +129,43 @@ class KernelDatapath:
 
     async def wire(self, wiring: PodWiring) -> Wired:
         plan = plan_pod(wiring, self._policy)
-        ifindex = await self._with_route(
-            f"wiring {plan.host_ifname}", pods.wire, plan, self._ifindexes, time.monotonic() + _DEADLINE_S
-        )
+        what = f"wiring {plan.host_ifname}"
+        # Ports before the route: the route commits, and the next start drops a port whose pod has no route.
+        claimed = await self._claim_ports(what, wiring)
+        try:
+            ifindex = await self._with_route(what, pods.wire, plan, self._ifindexes, time.monotonic() + _DEADLINE_S)
+        except BaseException:
+            if claimed:
+                await self._with_table(f"undoing {what}", self._host_ports.release, wiring.addresses)
+            raise
         self._host_ifindex[wiring.holder.key] = ifindex
         return describe_wiring(wiring, self._policy)
 
     async def unwire(self, key: AttachmentKey, addresses: Sequence[Address], cooldown_s: float) -> None:
-        # Cooling first: an agent killed between the two steps must not leave an address that looks free and fresh.
+        # An agent killed between two steps must not leave an address that looks free: not to a host port that leads to
+        # it, and not fresh.
+        await self._with_table(f"releasing the host ports of {key}", self._host_ports.release, addresses)
         cooling = [address for address in addresses if isinstance(address, IPv4Address)]
-        await self._cool(key, cooling, cooldown_s)
-        await self._with_route(f"releasing {key}", pods.unwire, key, addresses, self._host_ifindex.get(key))
+        await self._with_table(f"cooling the addresses of {key}", self._cooling.put, cooling, cooldown_s)
+        what = f"releasing {key}"
+        await self._with_route(what, pods.unwire, key, addresses, self._host_ifindex.get(key))
         self._host_ifindex.pop(key, None)
         self._released.set()
+        # Last, when no packet can make a new one.
+        connections = [match for address in cooling for match in conntrack.of_pod(address)]
+        await self._in_netlink_thread(f"forgetting the connections of {key}", conntrack.forget, connections)
 
     async def check(self, wiring: PodWiring) -> None:
         plan = plan_pod(wiring, self._policy)
-        await self._with_route(f"checking {plan.host_ifname}", pods.check, plan)
+        await self._with_route(f"checking {plan.host_ifname}", compare.check, plan)
+        what = f"checking the host ports of {plan.host_ifname}"
+        found = await self._in_netlink_thread(what, self._host_ports.difference, wiring.addresses, wiring.port_mappings)
+        if found is not None:
+            raise compare.drifted(plan.host_ifname, found)
 
     async def observe(self) -> KernelSeen:
         observed = await self._with_route("observing", seen.observe, self._cooling)
+        await self._drop_orphaned_ports(observed)
         found = {each.holder.key: each.host_ifindex for each in observed.attachments}
         # What this agent wired itself is newer than the look; what it did not see is forgotten, and looked up when
         # needed.
@@ -169,8 +189,18 @@ class KernelDatapath:
         self._firewall_thread.shutdown()
         self._monitor.close()
         self._cooling.close()
+        self._host_ports.close()
         while self._sockets:
             self._sockets.pop().close()
+
+    async def _drop_orphaned_ports(self, observed: KernelSeen) -> None:
+        """Once: what an earlier agent claimed for pods that are gone. From then on every release drops its own."""
+        if self._adopted_ports:
+            return
+        held = {address for each in observed.attachments for address in each.addresses}
+        for port in await self._with_table("dropping orphaned host ports", self._host_ports.keep_only, held):
+            _log.info("dropped the host port %s of %s, which is gone", port, port.owner)
+        self._adopted_ports = True
 
     async def _sweep(self) -> None:
         degraded = False
@@ -188,17 +218,38 @@ class KernelDatapath:
             else:
                 degraded = False
 
-    async def _cool(self, key: AttachmentKey, addresses: Sequence[IPv4Address], cooldown_s: float) -> None:
-        what = f"cooling the addresses of {key}"
-        put = partial(self._cooling.put, addresses, cooldown_s)
+    async def _claim_ports(self, what: str, wiring: PodWiring) -> bool:
+        """Whether anything changed. A pod without host ports costs no write."""
+        mappings = wiring.port_mappings
+        if not mappings and not self._host_ports.of(wiring.addresses):
+            return False
+        claim = self._host_ports.claim
+        if not await self._with_table(f"host ports for {what}", claim, wiring.holder, wiring.addresses, mappings):
+            return False
+        udp = [one for one in mappings if one.transport is Transport.UDP]
+        if udp:
+            await self._with_route(f"stale datagrams of {what}", _forget_datagrams, udp)
+        return True
+
+    async def _with_table(
+        self, what: str, function: Callable[_Parameters, _Result], *args: _Parameters.args, **kwargs: _Parameters.kwargs
+    ) -> _Result:
+        """Run `function`, which writes into our table, in a netlink thread.
+
+        Somebody may have flushed the ruleset: a DEL must not fail for that, and the pods want their table back anyway.
+        """
         try:
-            await self._in_thread(self._netlink_threads, what, _DEADLINE_S, put)
+            return await self._in_netlink_thread(what, function, *args, **kwargs)
         except KernelFailed as exc:
             if exc.evidence.get("errno") != errno.errorcode[errno.ENOENT]:
                 raise
-            # Somebody flushed the ruleset. A DEL must not fail for that, and the pods want their table back anyway.
-            await self._nftables("restoring the table", self._firewall.restore)
-            await self._in_thread(self._netlink_threads, what, _DEADLINE_S, put)
+        await self._nftables("restoring the table", self._firewall.restore)
+        return await self._in_netlink_thread(what, function, *args, **kwargs)
+
+    async def _in_netlink_thread(
+        self, what: str, function: Callable[_Parameters, _Result], *args: _Parameters.args, **kwargs: _Parameters.kwargs
+    ) -> _Result:
+        return await self._in_thread(self._netlink_threads, what, _DEADLINE_S, partial(function, *args, **kwargs))
 
     async def _with_route(
         self,
@@ -251,6 +302,13 @@ class KernelDatapath:
                 remedy="see what holds the kernel's rtnl lock: cat /proc/*/stack, dmesg",
             )
         return future.result()
+
+
+def _forget_datagrams(route: NetlinkSocket, mappings: Sequence[PortMapping]) -> None:
+    local = seen.addresses(route)
+    for each in mappings:
+        addresses = local if each.host_address is None else (each.host_address,)
+        conntrack.forget(conntrack.to_udp_port(each.host_port, addresses))
 
 
 def _look_at(future: asyncio.Future[_Result]) -> None:

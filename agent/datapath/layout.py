@@ -36,6 +36,10 @@ PODS_RULE_PREF: Final = 512
 """Before 1536: a pod of a secondary ENI reaches its neighbour on the node without leaving it."""
 
 PRIMARY_MARK_RULE_PREF: Final = 1024
+
+SERVICE_RULE_PREF: Final = 1535
+"""Destinations that always leave by the primary ENI (AWS_EXTERNAL_SERVICE_CIDRS)."""
+
 ENI_MARK_RULE_PREF: Final = 1536
 
 ENI_SOURCE_RULE_PREF: Final = 32765
@@ -44,8 +48,11 @@ ENI_SOURCE_RULE_PREF: Final = 32765
 # Packet mark: only these eight bits are ever touched, always with and/or ----------------------------------------------
 
 MARK_ENI_MASK: Final = 0x3F
+MARK_KEPT_MASK: Final = 0x7F
+"""The ENI's bits, and 0x40 for strict branch ENIs: the mark of the primary ENI must not touch them."""
+
 MARK_PRIMARY: Final = 0x80
-"""0x40 is kept for strict branch ENIs. Neighbours: portmap 0x2000, kube-proxy 0x4000 and 0x8000, Calico 0xffff0000."""
+"""As the AWS plugin; configurable. Neighbours: portmap 0x2000, kube-proxy 0x4000 and 0x8000, Calico 0xffff0000."""
 
 # Link groups ---------------------------------------------------------------------------------------------------------
 
@@ -83,6 +90,12 @@ NAME_HASH_HEX_COUNT: Final = 11
 NFT_FAMILY: Final = "inet"
 NFT_TABLE: Final = "enoki"
 COOLING_SET: Final = "cooling"
+HOST_PORT_MAP: Final = "hostport4"
+"""Ports of every address of the node."""
+HOST_PORT_IP_MAP: Final = "hostport4_ip"
+"""Ports of one address of the node."""
+HAIRPIN_SET: Final = "hairpin4"
+"""(pod, pod) for every pod that has a host port: it may reach itself by it."""
 
 # Addresses inside a pod ----------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""One attachment in the kernel: wire, unwire, compare. Blocking; runs in a worker thread that may change namespaces.
+"""One attachment in the kernel: wire and unwire. Blocking; runs in a worker thread that may change namespaces.
 
 An ADD is four sends, because each needs what came before:
 
@@ -19,12 +19,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-from agent.datapath import cold, layout, messages, namespaces, seen, sysctls
-from agent.datapath.desired import PodPlan, holder_of
-from agent.datapath.messages import LinkSeen, VethEnd, family_of
+from agent.datapath import layout, messages, namespaces, seen, shaping, sysctls
+from agent.datapath.compare import difference
+from agent.datapath.desired import PodPlan, gateways, holder_of
+from agent.datapath.messages import LinkSeen, VethEnd
 from agent.datapath.netlink import NetlinkSocket, refusals_named
 from agent.errors import Cause, InvalidRequest, KernelFailed
 from agent.ipam.model import Address, AttachmentKey
@@ -137,7 +137,7 @@ def _make_room(route: NetlinkSocket, plan: PodPlan, netns_fd: int) -> _Pair | No
                 evidence={"link": plan.host_ifname, "group": present.group},
                 remedy=f"remove it (ip link del {plan.host_ifname}) or choose another veth prefix",
             )
-        if _difference(route, plan, netns_fd) is None:
+        if difference(route, plan, netns_fd) is None:
             return _Pair(host=present.ifindex, pod=0, created=False)
         route.apply([messages.delete_link(present.ifindex)], ignore=_GONE)
         return None
@@ -163,8 +163,12 @@ def _configure(route: NetlinkSocket, plan: PodPlan, netns_fd: int, pair: _Pair) 
         # Before the link comes up: from then on a packet or a router advertisement may arrive from the pod.
         sysctls.set_link_ipv4(plan.host_ifname, "rp_filter", 1)
         sysctls.set_link_ipv6(plan.host_ifname, "accept_ra", 0)
+        if plan.host_ports:
+            # The node's own connections by 127.0.0.1; what a pod could do with it is dropped, see schema.py.
+            sysctls.set_link_ipv4(plan.host_ifname, "route_localnet", 1)
         neighbours = (messages.set_neighbour(pair.host, address, plan.pod_mac) for address in plan.addresses)
-        route.apply([messages.set_up(pair.host), *neighbours])
+        buckets = [] if plan.to_pod is None else [shaping.set_bucket(pair.host, plan.to_pod)]
+        route.apply([*buckets, messages.set_up(pair.host), *neighbours])
     with refusals_named(f"inside the container of {plan.host_ifname}"):
         _configure_pod(plan, netns_fd, pair.pod)
     with refusals_named(f"routes of {plan.host_ifname}"):
@@ -173,27 +177,22 @@ def _configure(route: NetlinkSocket, plan: PodPlan, netns_fd: int, pair: _Pair) 
 
 
 def _configure_pod(plan: PodPlan, netns_fd: int, pod_index: int) -> None:
-    gateways = _gateways(plan.addresses)
+    pod_gateways = gateways(plan.addresses)
     with namespaces.inside(netns_fd):
-        if any(gateway.version == 6 for gateway in gateways):
+        if any(gateway.version == 6 for gateway in pod_gateways):
             # Runtimes disable IPv6 in new namespaces.
             sysctls.set_link_ipv6(plan.pod_ifname, "disable_ipv6", 0)
         pod_route = NetlinkSocket()
     try:
-        batch = [messages.set_up(pod_index)]
-        for gateway in gateways:
+        batch = [] if plan.from_pod is None else [shaping.set_bucket(pod_index, plan.from_pod)]
+        batch.append(messages.set_up(pod_index))
+        for gateway in pod_gateways:
             batch += messages.pod_routes(pod_index, gateway)
             batch.append(messages.set_neighbour(pod_index, gateway, plan.host_mac))
         batch += (messages.add_pod_address(pod_index, address) for address in plan.addresses)
         pod_route.apply(batch)
     finally:
         pod_route.close()
-
-
-def _gateways(addresses: Sequence[Address]) -> tuple[Address, ...]:
-    versions = {address.version for address in addresses}
-    by_version: dict[int, Address] = {4: IPv4Address(layout.POD_GATEWAY_V4), 6: IPv6Address(layout.POD_GATEWAY_V6)}
-    return tuple(gateway for version, gateway in by_version.items() if version in versions)
 
 
 def unwire(route: NetlinkSocket, key: AttachmentKey, addresses: Sequence[Address], ifindex: int | None) -> None:
@@ -245,82 +244,3 @@ def sweep_leaving(route: NetlinkSocket) -> None:
     """
     with refusals_named("deleting released links"):
         route.apply([messages.delete_leaving()], ignore=_GONE)
-
-
-def check(route: NetlinkSocket, plan: PodPlan) -> None:
-    """Compare an attachment with what `wire` makes. What chained plugins added is no difference.
-
-    Raises: InvalidRequest (netns_invalid, attachment_drifted), KernelFailed.
-    """
-    with namespaces.opened(plan.netns) as netns_fd, refusals_named(f"checking {plan.host_ifname}"):
-        difference = _difference(route, plan, netns_fd)
-    if difference is not None:
-        raise InvalidRequest(
-            Cause.ATTACHMENT_DRIFTED,
-            f"{plan.host_ifname} is not as it was made: {difference}",
-            evidence={"link": plan.host_ifname, "difference": difference},
-            remedy="delete the pod; its controller makes a new one",
-        )
-
-
-def _difference(route: NetlinkSocket, plan: PodPlan, netns_fd: int) -> str | None:
-    return _host_difference(route, plan) or _pod_difference(plan, netns_fd)
-
-
-def _host_difference(route: NetlinkSocket, plan: PodPlan) -> str | None:
-    link = seen.link_named(route, plan.host_ifname)
-    if link is None:
-        return "the host veth is missing"
-    expected = (
-        ("alias", link.alias, plan.alias),
-        ("group", link.group, plan.group),
-        ("MTU", link.mtu, plan.mtu),
-        ("MAC", link.mac, plan.host_mac),
-        ("up", link.up, True),
-    )
-    for name, value, wanted in expected:
-        if value != wanted:
-            return f"the host veth's {name} is {value!r}, not {wanted!r}"
-    routed = {found.address for found in seen.pod_routes(route) if found.ifindex == link.ifindex}
-    if routed != set(plan.addresses):
-        return f"table {layout.PODS_TABLE_NAME} leads {_listed(routed)} to the host veth, not {_listed(plan.addresses)}"
-    for address in plan.addresses:
-        if not _has_neighbour(route, link.ifindex, address, plan.pod_mac):
-            return f"the host veth has no permanent neighbour {address}"
-    return None
-
-
-def _pod_difference(plan: PodPlan, netns_fd: int) -> str | None:
-    pod_route = namespaces.open_route_socket(netns_fd)
-    try:
-        link = seen.link_named(pod_route, plan.pod_ifname)
-        if link is None or not link.up:
-            return f"{plan.pod_ifname} in the container is {'missing' if link is None else 'down'}"
-        present = {cold.parse_address(each) for each in pod_route.dump(cold.dump_addresses(link.ifindex))}
-        missing = [address for address in plan.addresses if address not in present]
-        if missing:
-            return f"{plan.pod_ifname} in the container lacks {_listed(missing)}"
-        for gateway in _gateways(plan.addresses):
-            family = family_of(gateway)
-            routes = [
-                cold.parse_route(each)
-                for each in pod_route.dump(cold.dump_routes(family, layout.MAIN_TABLE, link.ifindex))
-            ]
-            if not any(found.destination == gateway and found.gateway is None for found in routes):
-                return f"the container has no route to {gateway}"
-            if not any(found.destination is None and found.gateway == gateway for found in routes):
-                return f"the container has no default route by {gateway}"
-            if not _has_neighbour(pod_route, link.ifindex, gateway, plan.host_mac):
-                return f"the container has no permanent neighbour {gateway}"
-    finally:
-        pod_route.close()
-    return None
-
-
-def _has_neighbour(route: NetlinkSocket, ifindex: int, address: Address, mac: str) -> bool:
-    neighbours = (cold.parse_neighbour(each) for each in route.dump(cold.dump_neighbours(family_of(address), ifindex)))
-    return any(each.address == address and each.mac == mac and each.permanent for each in neighbours)
-
-
-def _listed(addresses: Sequence[Address] | set[Address]) -> str:
-    return ", ".join(sorted(map(str, addresses))) or "nothing"

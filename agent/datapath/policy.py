@@ -8,6 +8,8 @@ from enum import StrEnum
 from ipaddress import IPv4Network
 from pathlib import Path
 
+from agent.datapath import layout
+
 _VETH_PREFIX = re.compile(r"[a-z][a-z0-9]{0,3}")
 _RESERVED_PREFIXES = frozenset({"eth", "vlan", "lo"})
 
@@ -29,6 +31,9 @@ class DatapathPolicy:
     external_snat: True leaves translation to a NAT gateway: pods leave the VPC by their own ENI with their own address.
     randomize_snat: the source port of a translated connection.
     exclude_snat_cidrs: destinations outside the VPC that see the pod's own address.
+    node_port_support: answer what came in by the primary ENI by it, wherever the pod is.
+    external_service_cidrs: destinations that always leave by the primary ENI.
+    primary_mark: the bits of packet and connection mark that say "by the primary ENI".
     names_directory: where iproute2 looks for names of tables and protocols; None leaves it alone.
     """
 
@@ -37,6 +42,9 @@ class DatapathPolicy:
     external_snat: bool = False
     randomize_snat: SnatPort = SnatPort.FULLY_RANDOM
     exclude_snat_cidrs: tuple[IPv4Network, ...] = ()
+    node_port_support: bool = True
+    external_service_cidrs: tuple[IPv4Network, ...] = ()
+    primary_mark: int = layout.MARK_PRIMARY
     names_directory: Path | None = Path("/etc/iproute2")
 
     def __post_init__(self) -> None:
@@ -44,3 +52,12 @@ class DatapathPolicy:
             raise ValueError(f"veth prefix {self.veth_prefix!r} is not 1 to 4 of [a-z0-9], or it is reserved")
         if not 576 <= self.eni_mtu <= 9001:
             raise ValueError(f"ENI MTU {self.eni_mtu} is outside 576..9001")
+        if not 1 <= self.primary_mark <= 0xFFFFFFFF or self.primary_mark & layout.MARK_KEPT_MASK:
+            raise ValueError(
+                f"mark {self.primary_mark:#x} is not in 1..0xffffffff, or has bits of {layout.MARK_KEPT_MASK:#x}"
+            )
+
+    @property
+    def restores_primary_mark(self) -> bool:
+        """Whether any connection is marked at all."""
+        return self.node_port_support or not self.external_snat

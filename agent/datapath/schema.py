@@ -6,6 +6,10 @@ Why the hook priorities are what they are:
 - classify filter -90: after destination NAT (-100), so that a Service whose endpoint is outside the VPC counts as
   outside. Of type filter, because the nat core stops at the first chain that binds a connection: a nat chain at -90
   does not run for what kube-proxy translated.
+- unexpected -300: before conntrack, on what stands in the packet: no reply to a host port is addressed to 127.0.0.0/8
+  on the wire, so a pod that sends there wants the node's own services, which `route_localnet` would let it reach.
+- hostports -95: after kube-proxy, so that a Service wins over a host port, and before classify, which must see where
+  the packet goes.
 - source_nat 110: after kube-proxy, Docker and portmap at 100; whoever binds first wins, and all give the same address.
 Marks are only ever or-ed in, or replaced within 0x3f; other software's bits stay.
 
@@ -30,6 +34,7 @@ _NOT_ENI_MASK = 0xFFFFFFFF ^ layout.MARK_ENI_MASK
 _COMMENT = re.compile(r'^\s*comment "enoki schema ([0-9a-f]{16})"$', re.MULTILINE)
 _ENI_CHAIN = re.compile(r"^\s*chain eni_(\d+) \{$", re.MULTILINE)
 
+_OUTSIDE = "ip daddr != @vpc4 ip daddr != @exclude4"
 _PORT_FLAG = {SnatPort.FULLY_RANDOM: " fully-random", SnatPort.HASHED: " random", SnatPort.KEPT: ""}
 
 
@@ -43,40 +48,95 @@ class TableSeen:
 
 def schema(primary_ifname: str, primary_address: IPv4Address, policy: DatapathPolicy) -> str:
     """The inside of the table: sets without what varies, chains with their rules. One text per (node, policy)."""
-    bit = f"{layout.MARK_PRIMARY:#x}"
-    excluded = _set("exclude4", policy.exclude_snat_cidrs)
-    text = f"""\
+    bit = f"{policy.primary_mark:#x}"
+    return "".join(
+        (
+            _sets(policy),
+            _ingress_mark(primary_ifname, bit, policy),
+            _HOST_PORTS,
+            "" if policy.external_snat else _classify(bit),
+            _source_nat(primary_ifname, primary_address, policy),
+        )
+    )
+
+
+def _sets(policy: DatapathPolicy) -> str:
+    bound = "ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service"
+    return f"""\
 	{_set("vpc4", ())}
-	{excluded}
+	{_set("exclude4", policy.exclude_snat_cidrs)}
 	set {layout.COOLING_SET} {{ type ipv4_addr; flags timeout; comment "released addresses, not yet free"; }}
 	map eni_by_group {{ type devgroup : verdict; comment "group of the host veth to the chain of its ENI"; }}
+	map {layout.HOST_PORT_MAP} {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+	map {layout.HOST_PORT_IP_MAP} {{ type {bound}; }}
+	set {layout.HAIRPIN_SET} {{ type ipv4_addr . ipv4_addr; comment "pods that have a host port"; }}
+"""
+
+
+def _ingress_mark(primary_ifname: str, bit: str, policy: DatapathPolicy) -> str:
+    restore = f"""\
+		ct mark & {bit} == {bit} meta iifgroup {_GROUPS} counter meta mark set meta mark | {bit} \
+comment "reply goes back through the primary ENI"
+"""
+    save = f"""\
+		ct state new iifname "{primary_ifname}" fib daddr . iif type local counter ct mark set ct mark | {bit} \
+comment "came in through the primary ENI"
+"""
+    return f"""\
 	chain ingress_mark {{
 		type filter hook prerouting priority -150; policy accept;
 		meta iifgroup vmap @eni_by_group
-		ct mark & {bit} == {bit} meta iifgroup {_GROUPS} counter meta mark set meta mark | {bit} \
-comment "reply goes back through the primary ENI"
-		ct state new iifname "{primary_ifname}" fib daddr . iif type local counter ct mark set ct mark | {bit} \
-comment "came in through the primary ENI"
+{restore if policy.restores_primary_mark else ""}{save if policy.node_port_support else ""}\
 	}}
 """
-    if policy.external_snat:
-        return text
-    outside = "ip daddr != @vpc4 ip daddr != @exclude4"
-    return (
-        text
-        + f"""\
+
+
+_HOST_PORTS = f"""\
+	chain unexpected {{
+		type filter hook prerouting priority -300; policy accept;
+		meta iifgroup {_GROUPS} ip daddr 127.0.0.0/8 counter drop comment "a pod is not the node"
+	}}
+	chain hostports {{
+		fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @{layout.HOST_PORT_IP_MAP}
+		fib daddr type local dnat ip to meta l4proto . th dport map @{layout.HOST_PORT_MAP}
+	}}
+	chain hostports_in {{
+		type nat hook prerouting priority -95; policy accept;
+		jump hostports
+	}}
+	chain hostports_out {{
+		type nat hook output priority -95; policy accept;
+		jump hostports
+	}}
+"""
+
+
+def _classify(bit: str) -> str:
+    return f"""\
 	chain classify {{
 		type filter hook prerouting priority -90; policy accept;
-		ct state new meta iifgroup {_GROUPS} meta nfproto ipv4 {outside} fib daddr type != local counter \
+		ct state new meta iifgroup {_GROUPS} meta nfproto ipv4 {_OUTSIDE} fib daddr type != local counter \
 ct mark set ct mark | {bit} meta mark set meta mark | {bit} comment "leaves the VPC"
 	}}
+"""
+
+
+def _source_nat(primary_ifname: str, primary_address: IPv4Address, policy: DatapathPolicy) -> str:
+    as_node = f"snat ip to {primary_address}"
+    leaving = f"""\
+		oifname "{primary_ifname}" ip saddr != {primary_address} {_OUTSIDE} counter \
+{as_node}{_PORT_FLAG[policy.randomize_snat]} comment "leaves the VPC as the node"
+"""
+    return f"""\
 	chain source_nat {{
 		type nat hook postrouting priority 110; policy accept;
-		oifname "{primary_ifname}" ip saddr != {primary_address} {outside} counter \
-snat ip to {primary_address}{_PORT_FLAG[policy.randomize_snat]} comment "leaves the VPC as the node"
+		ip saddr . ip daddr @{layout.HAIRPIN_SET} ct status dnat counter {as_node} fully-random \
+comment "a pod reaches itself by its host port"
+		ip saddr 127.0.0.0/8 oifgroup {_GROUPS} ct status dnat counter {as_node} fully-random \
+comment "the node reaches a host port by its loopback"
+{"" if policy.external_snat else leaving}\
 	}}
 """
-    )
 
 
 def _set(name: str, networks: Sequence[IPv4Network]) -> str:
@@ -95,15 +155,23 @@ def schema_hash(text: str) -> str:
 
 
 def install(
-    text: str, vpc_cidrs: Sequence[IPv4Network], cooling: Sequence[CoolingSeen], eni_indexes: Sequence[int]
+    text: str,
+    vpc_cidrs: Sequence[IPv4Network],
+    cooling: Sequence[CoolingSeen],
+    eni_indexes: Sequence[int],
+    host_ports: str = "",
 ) -> str:
-    """Replace the whole table, with everything that varied, in one transaction: no packet sees it half made."""
+    """Replace the whole table, with everything that varied, in one transaction: no packet sees it half made.
+
+    host_ports: commands that fill the maps of host ports.
+    """
     return "".join(
         (
             f"add table {_TABLE}\ndelete table {_TABLE}\n",
             f'table {_TABLE} {{\n\tcomment "enoki schema {schema_hash(text)}"\n{text}}}\n',
             set_vpc_cidrs(vpc_cidrs),
             _cool(cooling),
+            host_ports,
             *(add_eni(index) for index in eni_indexes),
         )
     )

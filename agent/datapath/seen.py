@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+from ipaddress import IPv4Address
 
-from agent.datapath import layout, messages
+from agent.datapath import cold, layout, messages
 from agent.datapath.cooling import CoolingSet
 from agent.datapath.desired import AF_INET, AF_INET6, holder_of
 from agent.datapath.messages import LinkSeen, PodRouteSeen
@@ -79,3 +80,9 @@ def link_with_mac(route: NetlinkSocket, mac: str) -> LinkSeen | None:
     links = (messages.parse_link(seen.payload) for seen in route.dump(messages.dump_links()))
     matching = [link for link in links if link.mac == mac.lower() and not layout.is_ours(link.group)]
     return min(matching, key=lambda link: link.ifindex, default=None)
+
+
+def addresses(route: NetlinkSocket) -> tuple[IPv4Address, ...]:
+    """The node's own IPv4 addresses, on whatever link."""
+    found = (cold.parse_address(each) for each in route.dump(cold.dump_addresses(0, AF_INET)))
+    return tuple(address for address in found if isinstance(address, IPv4Address))

@@ -25,15 +25,40 @@ def set_link_ipv6(ifname: str, key: str, value: int) -> None:
         return
 
 
+def link_ipv4(ifname: str, key: str) -> int | None:
+    """The value; None when the link is gone."""
+    return _read(f"{_ROOT}/ipv4/conf/{ifname}/{key}")
+
+
+def link_ipv6(ifname: str, key: str) -> int | None:
+    """The value; None when the link is gone, or the kernel has no IPv6."""
+    return _read(f"{_ROOT}/ipv6/conf/{ifname}/{key}")
+
+
+def forwarding() -> bool:
+    """net.ipv4.ip_forward."""
+    return _read(f"{_ROOT}/ipv4/ip_forward") == 1
+
+
 def enable_forwarding() -> None:
     """net.ipv4.ip_forward = 1, written only when it is not: a write resets every link's host/router defaults."""
-    path = f"{_ROOT}/ipv4/ip_forward"
-    if Path(path).read_text().strip() != "1":
-        _write(path, 1)
+    if not forwarding():
+        _write(f"{_ROOT}/ipv4/ip_forward", 1)
 
 
 def has_ipv6() -> bool:
     return Path(f"{_ROOT}/ipv6").exists()
+
+
+def _read(path: str) -> int | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        return int(os.read(fd, 32))
+    finally:
+        os.close(fd)
 
 
 def _write(path: str, value: int) -> None:

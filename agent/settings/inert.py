@@ -9,10 +9,7 @@ from collections.abc import Mapping
 _INERT = {
     "ANNOTATE_POD_IP": "false",
     "AWS_EC2_ENDPOINT": "",
-    "AWS_EXTERNAL_SERVICE_CIDRS": "",
-    "AWS_VPC_CNI_NODE_PORT_SUPPORT": "true",
     "AWS_VPC_K8S_CNI_BACKING_STORE": "",
-    "AWS_VPC_K8S_CNI_CONNMARK": "0x80 128",
     "AWS_VPC_K8S_CNI_LOG_FILE": "stderr /host/var/log/aws-routed-eni/ipamd.log",
     "AWS_VPC_K8S_PLUGIN_LOG_FILE": "stderr /var/log/aws-routed-eni/plugin.log",
     "AWS_VPC_K8S_PLUGIN_LOG_LEVEL": "debug info",

@@ -10,6 +10,7 @@ from enum import StrEnum
 from ipaddress import IPv4Network
 from pathlib import Path
 
+from agent.datapath import layout
 from agent.datapath.policy import SnatPort
 
 
@@ -87,6 +88,17 @@ def _networks(text: str) -> tuple[IPv4Network, ...]:
     return tuple(IPv4Network(part.strip(), strict=False) for part in text.split(",") if part.strip())
 
 
+def _connmark(text: str) -> int:
+    """As the AWS plugin reads it, with Go's base prefixes; bits that packets of ours carry already are refused."""
+    if not re.fullmatch(r"0[xX][0-9a-fA-F]{1,8}|0[oO]?[0-7]{1,11}|0[bB][01]{1,32}|[1-9][0-9]{0,9}", text):
+        raise ValueError(text)
+    octal = re.fullmatch(r"0[0-7]+", text)
+    value = int(text, 8 if octal else 0)
+    if not 1 <= value <= 0xFFFFFFFF or value & layout.MARK_KEPT_MASK:
+        raise ValueError(text)
+    return value
+
+
 def _tags(text: str) -> tuple[tuple[str, str], ...]:
     """EC2 user guide, "Tag restrictions": keys of 1 to 128 characters, values of up to 256; `aws:` is reserved."""
     found = json.loads(text)
@@ -130,6 +142,7 @@ MTU_OR_UNSET = Kind(parse=lambda text: MTU.parse(text) if text else None, allowe
 MAX_ENI = Kind(parse=_max_eni, allowed="an integer; 0 or less is unset")
 RANDOMIZE_SNAT = Kind(parse=SnatPort, allowed="prng, hashrandom or none")
 NETWORKS = Kind(parse=_networks, allowed="IPv4 networks separated by commas")
+CONNMARK = Kind(parse=_connmark, allowed="a number from 0x80 to 0xffffffff that has no bit of 0x7f, such as 0x80")
 TAGS = Kind(
     parse=_tags,
     allowed="a JSON object of up to 45 tags, keys of 1 to 128 characters and not in aws:, texts of up to 256",

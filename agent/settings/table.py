@@ -17,6 +17,7 @@ from agent.datapath.policy import SnatPort
 from agent.settings.kinds import (
     BOOLEAN,
     CLUSTER_NAME,
+    CONNMARK,
     COUNT,
     DIRECTORY,
     LOG_LEVEL,
@@ -155,6 +156,23 @@ class Settings:
         tuple[IPv4Network, ...],
         Setting("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", NETWORKS, default=""),
         "Destinations outside the VPC that see the pod's own address (peered VPCs, a VPN).",
+    ]
+    node_port_support: Annotated[
+        bool,
+        Setting("AWS_VPC_CNI_NODE_PORT_SUPPORT", BOOLEAN, default="true"),
+        "true: what came in by the primary ENI is answered by it, wherever the pod is. NodePorts and host ports of "
+        "pods on other ENIs need it.",
+    ]
+    external_service_cidrs: Annotated[
+        tuple[IPv4Network, ...],
+        Setting("AWS_EXTERNAL_SERVICE_CIDRS", NETWORKS, default=""),
+        "Destinations that always leave by the primary ENI.",
+    ]
+    connmark: Annotated[
+        int,
+        Setting("AWS_VPC_K8S_CNI_CONNMARK", CONNMARK, default="0x80"),
+        "The bits of packet and connection mark that say: by the primary ENI. Change them when other software on "
+        "the node uses the same.",
     ]
     names_directory: Annotated[
         Path,

@@ -17,6 +17,7 @@ import pytest
 
 from agent.datapath.cooling import CoolingSet
 from agent.datapath.firewall import Firewall
+from agent.datapath.hostports import HostPorts
 from agent.datapath.kernel import KernelDatapath
 from agent.datapath.policy import DatapathPolicy
 from agent.errors import Cause, InvalidRequest, KernelFailed
@@ -246,7 +247,7 @@ async def test_a_vpc_without_cidrs_is_refused(node: Node, datapath: KernelDatapa
 
 async def test_a_refused_transaction_says_what_nftables_said(node: Node) -> None:
     cooling = CoolingSet()
-    firewall = Firewall(DatapathPolicy(names_directory=None), cooling)
+    firewall = Firewall(DatapathPolicy(names_directory=None), cooling, HostPorts())
     try:
         with pytest.raises(KernelFailed, match=r"nftables: replacing the VPC's CIDRs: .*No such file"):
             firewall.set_vpc_cidrs([VPC])

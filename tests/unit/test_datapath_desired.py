@@ -131,8 +131,12 @@ def test_an_eni_plan_has_the_first_host_as_gateway_and_two_rules() -> None:
 
 
 def test_node_rules_add_ipv6_only_where_the_kernel_has_it() -> None:
-    assert [(rule.family, rule.pref) for rule in node_rules(ipv6=False)] == [(2, 512), (2, 1024)]
-    assert [(rule.family, rule.pref) for rule in node_rules(ipv6=True)] == [(2, 512), (2, 1024), (10, 512)]
+    assert [(rule.family, rule.pref) for rule in node_rules(DatapathPolicy(), ipv6=False)] == [(2, 512), (2, 1024)]
+    assert [(rule.family, rule.pref) for rule in node_rules(DatapathPolicy(), ipv6=True)] == [
+        (2, 512),
+        (2, 1024),
+        (10, 512),
+    ]
 
 
 def test_rule_changes_leave_what_is_right_alone() -> None:

@@ -39,13 +39,14 @@ def test_the_hash_changes_with_everything_that_is_in_the_text() -> None:
     ("port", "ending"), [(SnatPort.FULLY_RANDOM, " fully-random "), (SnatPort.HASHED, " random "), (SnatPort.KEPT, " ")]
 )
 def test_the_source_port_policy_is_one_word(port: SnatPort, ending: str) -> None:
-    (rule,) = (line for line in _schema(DatapathPolicy(randomize_snat=port)).splitlines() if "snat ip to" in line)
+    lines = _schema(DatapathPolicy(randomize_snat=port)).splitlines()
+    (rule,) = (line for line in lines if "leaves the VPC as the node" in line)
     assert f"snat ip to {NODE}{ending}comment" in rule
 
 
 def test_external_snat_translates_nothing_and_still_answers_by_the_way_in() -> None:
     text = _schema(DatapathPolicy(external_snat=True))
-    assert "snat" not in text
+    assert "leaves the VPC" not in text
     assert "chain classify" not in text
     assert "reply goes back through the primary ENI" in text
 
@@ -83,3 +84,19 @@ def test_the_hash_and_the_chains_are_read_back_from_a_listing() -> None:
     )
     foreign = schema.parse_table('table inet enoki {\n\tcomment "mine"\n}\n')
     assert foreign == schema.TableSeen(schema_hash="", eni_indexes=frozenset())
+
+
+def test_without_node_ports_and_source_nat_no_connection_is_marked() -> None:
+    text = _schema(DatapathPolicy(external_snat=True, node_port_support=False))
+    assert "ct mark" not in text
+    assert "came in" not in _schema(DatapathPolicy(node_port_support=False))
+    assert "reply goes back" in _schema(DatapathPolicy(node_port_support=False))
+
+
+def test_the_mark_of_the_primary_eni_can_be_another() -> None:
+    text = _schema(DatapathPolicy(primary_mark=0x10000))
+    assert "0x80" not in text
+    assert "ct mark set ct mark | 0x10000" in text
+    for mark in (0, 0x40, 0x81, 1 << 32):
+        with pytest.raises(ValueError, match="mark"):
+            DatapathPolicy(primary_mark=mark)

@@ -36,6 +36,9 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         external_snat=False,
         randomize_snat=SnatPort.FULLY_RANDOM,
         exclude_snat_cidrs=(),
+        node_port_support=True,
+        external_service_cidrs=(),
+        connmark=0x80,
         names_directory=Path("/etc/iproute2"),
         manage_untagged_eni=True,
         additional_eni_tags=(),
@@ -65,6 +68,11 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         ("ENOKI_SETTLE_ADDRESSES_S", "1", "settle_addresses_s", 1),
         ("ENOKI_SETTLE_ENIS_S", "2", "settle_enis_s", 2),
         ("ENOKI_SOCKET", "/run/enoki/node-0/agent.sock", "socket", Path("/run/enoki/node-0/agent.sock")),
+        ("AWS_VPC_CNI_NODE_PORT_SUPPORT", "f", "node_port_support", False),
+        ("AWS_EXTERNAL_SERVICE_CIDRS", "192.0.2.0/24", "external_service_cidrs", (IPv4Network("192.0.2.0/24"),)),
+        ("AWS_VPC_K8S_CNI_CONNMARK", "0x10000", "connmark", 0x10000),
+        ("AWS_VPC_K8S_CNI_CONNMARK", "128", "connmark", 0x80),
+        ("AWS_VPC_K8S_CNI_CONNMARK", "0200", "connmark", 0x80),
         ("ENOKI_ADD_DEADLINE_S", "300", "add_deadline_s", 300),
         ("ENOKI_NAMES_DIRECTORY", "/host/etc/iproute2", "names_directory", Path("/host/etc/iproute2")),
         ("AWS_VPC_ENI_MTU", "1500", "eni_mtu", 1500),
@@ -166,7 +174,7 @@ def test_settings_without_effect_are_named_in_one_notice() -> None:
 def test_a_value_that_asks_for_what_happens_anyway_is_not_worth_a_notice() -> None:
     environ = {name: min(inert) for name, inert in NOT_HONOURED.items() if inert}
     assert load(environ).notices == ()
-    assert load({"ENABLE_IPv4": "T", "ENABLE_IPv6": "0", "AWS_VPC_K8S_CNI_CONNMARK": "0X80"}).notices == ()
+    assert load({"ENABLE_IPv4": "T", "ENABLE_IPv6": "0"}).notices == ()
 
 
 def test_kubernetes_own_tag_keys_are_left_out_with_a_notice() -> None:

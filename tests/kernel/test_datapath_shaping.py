@@ -1,0 +1,144 @@
+"""Bandwidth limits and forgotten connections, in the kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from ipaddress import IPv4Address
+
+import pytest
+
+from agent.datapath import conntrack
+from agent.datapath.kernel import KernelDatapath
+from agent.datapath.netlink import NETLINK_NETFILTER, NetlinkSocket
+from agent.errors import InvalidRequest
+from agent.ports import Shaping
+from tests.kernel.datapath_node import (
+    INTERNET,
+    NODE,
+    PRIMARY_PODS,
+    Netns,
+    Node,
+    datapath_running,
+    exchange,
+    node_made,
+    why_not,
+)
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "runs")
+
+ADDRESS = PRIMARY_PODS[0]
+MEGABIT = 1_000_000
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    with node_made() as made:
+        yield made
+
+
+@pytest.fixture
+async def datapath(node: Node) -> AsyncIterator[KernelDatapath]:
+    async with datapath_running() as running:
+        yield running
+
+
+def _limit(rate_megabits: int, burst_kilobytes: int = 20) -> Shaping:
+    return Shaping(rate_bits_per_s=rate_megabits * MEGABIT, burst_bits=burst_kilobytes * 8000)
+
+
+def _seconds_for(sender: Netns, receiver: Netns, to: IPv4Address, megabytes: float) -> float:
+    """How long a TCP stream of that size takes."""
+    size = int(megabytes * 1_000_000)
+    with receiver.entered():
+        listener = socket.create_server((str(to), 7100))
+    with sender.entered():
+        client = socket.socket()
+    with listener, client:
+        client.settimeout(20)
+        client.connect((str(to), 7100))
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.settimeout(20)
+            feeder = threading.Thread(target=client.sendall, args=(bytes(size),))
+            started_s = time.monotonic()
+            feeder.start()
+            left = size
+            while left:
+                left -= len(accepted.recv(1 << 16))
+            feeder.join()
+            return time.monotonic() - started_s
+
+
+async def test_each_direction_has_its_own_rate(node: Node, datapath: KernelDatapath) -> None:
+    pod, free = node.container(), node.container()
+    limited = dataclasses.replace(node.wiring(pod, ADDRESS), ingress=_limit(40), egress=_limit(20))
+    await datapath.wire(limited)
+    await datapath.wire(node.wiring(free, PRIMARY_PODS[1]))
+    # 1 MB at 40 Mbit/s is 0.2 s, at 20 Mbit/s 0.4 s; a pod without a limit is the control.
+    assert 0.14 < _seconds_for(node.netns, pod, ADDRESS, 1) < 1
+    assert 0.3 < _seconds_for(pod, node.netns, NODE, 1) < 2
+    assert _seconds_for(node.netns, free, PRIMARY_PODS[1], 1) < 0.14
+
+
+async def test_check_and_a_second_add_know_the_limits(node: Node, datapath: KernelDatapath) -> None:
+    pod = node.container()
+    wiring = dataclasses.replace(node.wiring(pod, ADDRESS), ingress=_limit(50_000), egress=_limit(200, 1))
+    wired = await datapath.wire(wiring)
+    index = node.netns.ip(f"-o link show dev {wired.host_ifname}").partition(":")[0]
+    await datapath.check(wiring)
+    await datapath.wire(wiring)
+    assert node.netns.ip(f"-o link show dev {wired.host_ifname}").partition(":")[0] == index
+    assert "tbf" in node.netns.run("tc", "qdisc", "show", "dev", wired.host_ifname)
+    # 1 kB of burst is less than one frame of 9001 bytes, which could never pass.
+    assert "rate 200Mbit burst 90" in pod.run("tc", "qdisc", "show", "dev", "eth0")
+
+    with pytest.raises(InvalidRequest, match="not one of 1000000 bit/s"):
+        await datapath.check(dataclasses.replace(wiring, ingress=_limit(1)))
+    pod.run("tc", "qdisc", "del", "dev", "eth0", "root")
+    with pytest.raises(InvalidRequest, match="eth0 in the container has no token bucket"):
+        await datapath.check(wiring)
+    node.netns.run("tc", "qdisc", "del", "dev", wired.host_ifname, "root")
+    with pytest.raises(InvalidRequest, match="the host veth has no token bucket"):
+        await datapath.check(wiring)
+    await datapath.wire(wiring)
+    await datapath.check(wiring)
+
+
+async def test_a_released_address_takes_its_connections_along_and_no_others(
+    node: Node, datapath: KernelDatapath
+) -> None:
+    going, staying = node.container(), node.container()
+    wiring = node.wiring(going, ADDRESS)
+    await datapath.wire(wiring)
+    await datapath.wire(node.wiring(staying, PRIMARY_PODS[1]))
+    with going.udp(ADDRESS) as one, staying.udp(PRIMARY_PODS[1]) as other, node.fabric.udp(INTERNET) as internet:
+        exchange(one, internet, INTERNET)
+        exchange(internet, one, ADDRESS)
+        exchange(one, other, PRIMARY_PODS[1])
+        exchange(other, internet, INTERNET)
+    before = node.netns.run("conntrack", "-L")
+    assert str(ADDRESS) in before
+    await datapath.unwire(wiring.holder.key, wiring.addresses, 30)
+    after = node.netns.run("conntrack", "-L")
+    assert f"={ADDRESS} " not in after
+    assert f"src={PRIMARY_PODS[1]} dst={INTERNET}" in after
+
+
+async def test_a_kernel_without_filtered_deletion_is_asked_entry_by_entry(node: Node, datapath: KernelDatapath) -> None:
+    container = node.container()
+    await datapath.wire(node.wiring(container, ADDRESS))
+    with container.udp(ADDRESS) as one, node.fabric.udp(INTERNET) as internet, node.netns.udp(NODE) as kubelet:
+        exchange(one, internet, INTERNET)
+        exchange(one, kubelet, NODE)
+    netfilter = NetlinkSocket(NETLINK_NETFILTER)
+    try:
+        found = [tuple(conntrack._deletions(netfilter, match)) for match in conntrack.of_pod(ADDRESS)]
+        assert [len(deletions) for deletions in found] == [2, 0]
+        assert not netfilter.batch(found[0])
+    finally:
+        netfilter.close()
+    assert f"={ADDRESS} " not in node.netns.run("conntrack", "-L")

@@ -192,6 +192,24 @@ class KernelSeen:
     cooling: tuple[CoolingSeen, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """Something of ours in the kernel that was not as it should be, and was put right.
+
+    subject: the object, as people find it: "link eni0123456789a", "route 10.0.0.11", "table inet enoki".
+    difference: what was found.
+    strike_count: how many times in a row, without a quiet minute between.
+    contested: something else keeps changing it; from now on the repairs come later and later.
+    error: why putting it right failed; empty when it did not.
+    """
+
+    subject: str
+    difference: str
+    strike_count: int
+    contested: bool
+    error: str = ""
+
+
 class Datapath(Protocol):
     """The kernel of this node. Methods never block the event loop: blocking work has threads of its own."""
 

@@ -6,17 +6,16 @@ kernel's error texts are the same everywhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, ip_address
 from typing import Any, Final
 
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from agent.datapath import layout
 from agent.datapath.desired import AF_INET, EniPlan, RuleSpec
+from agent.datapath.messages import RouteSeen
 from agent.datapath.netlink import (
     HEADER,
     NLM_F_CREATE,
@@ -26,13 +25,13 @@ from agent.datapath.netlink import (
     NLM_F_REQUEST,
     Message,
 )
-from agent.ipam.model import Address, Mac
+from agent.ipam.model import Address
 
 _RTM_NEWADDR: Final = 20
 _RTM_GETADDR: Final = 22
 _RTM_NEWROUTE: Final = 24
+_RTM_DELROUTE: Final = 25
 _RTM_GETROUTE: Final = 26
-_RTM_GETNEIGH: Final = 30
 _RTM_NEWRULE: Final = 32
 _RTM_DELRULE: Final = 33
 _RTM_GETRULE: Final = 34
@@ -40,8 +39,9 @@ _FR_ACT_TO_TBL: Final = 1
 _RTN_UNICAST: Final = 1
 _SCOPE_UNIVERSE: Final = 0
 _SCOPE_LINK: Final = 253
+_SCOPE_NOWHERE: Final = 255
+"""In a deletion: whatever scope the route has."""
 _IFA_F_NOPREFIXROUTE: Final = 0x200
-_NUD_PERMANENT: Final = 0x80
 
 _RULE_ATTRIBUTES: Final = frozenset(
     {
@@ -56,22 +56,6 @@ _RULE_ATTRIBUTES: Final = frozenset(
     }
 )
 """What a rule of ours may carry in a dump; the kernel adds suppress_prefixlength -1 to each."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteSeen:
-    """destination: None for a default route. gateway: None for a link route."""
-
-    destination: Address | None
-    gateway: Address | None
-    ifindex: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NeighbourSeen:
-    address: Address
-    mac: Mac
-    permanent: bool
 
 
 def _encode(shape: Any, kind: int, flags: int, fields: dict[str, int], attrs: list[tuple[str, Any]]) -> bytes:
@@ -129,11 +113,13 @@ def dump_rules(family: int) -> bytes:
     return _encode(fibmsg, _RTM_GETRULE, NLM_F_DUMP, {"family": family}, [])
 
 
-def parse_rule(seen: Message) -> RuleSpec | None:
-    """A rule of ours; None for everybody else's, and for one with selectors we never write."""
+def parse_rule(seen: Message, *, foreign: bool = False) -> RuleSpec | None:
+    """A rule of ours; None for everybody else's, unless `foreign` ones are wanted too, and for one with selectors we
+    never write."""
     decoded = _decode(fibmsg, seen)
     attrs = dict(decoded["attrs"])
-    if attrs.get("FRA_PROTOCOL") != layout.PROTOCOL or decoded["action"] != _FR_ACT_TO_TBL:
+    ours = attrs.get("FRA_PROTOCOL") == layout.PROTOCOL
+    if not (ours or foreign) or decoded["action"] != _FR_ACT_TO_TBL or "FRA_TABLE" not in attrs:
         return None
     if not attrs.keys() <= _RULE_ATTRIBUTES or decoded["src_len"] not in (0, 32):
         return None
@@ -178,6 +164,19 @@ def eni_routes(ifindex: int, plan: EniPlan) -> tuple[bytes, bytes]:
     )
 
 
+def delete_eni_route(table_id: int, seen: RouteSeen) -> bytes:
+    """A route of ours in an ENI's table; ESRCH when it is gone."""
+    attrs: list[tuple[str, Any]] = [("RTA_TABLE", table_id), ("RTA_OIF", seen.ifindex)]
+    attrs += [] if seen.destination is None else [("RTA_DST", str(seen.destination))]
+    fields = {
+        "family": AF_INET,
+        "proto": layout.PROTOCOL,
+        "dst_len": 0 if seen.destination is None else 32,
+        "scope": _SCOPE_NOWHERE,
+    }
+    return _encode(rtmsg, _RTM_DELROUTE, 0, fields, attrs)
+
+
 # What CHECK and ENI set-up read ---------------------------------------------------------------------------------------
 
 
@@ -192,29 +191,17 @@ def parse_address(seen: Message) -> Address:
 
 
 def dump_routes(family: int, table_id: int, ifindex: int) -> bytes:
-    """The routes of one table that lead to one link."""
-    attrs = [("RTA_TABLE", table_id), ("RTA_OIF", ifindex)]
+    """The routes of one table that lead to one link, or to any for 0; ENOENT while the table does not exist."""
+    attrs = [("RTA_TABLE", table_id), *([("RTA_OIF", ifindex)] if ifindex else [])]
     return _encode(rtmsg, _RTM_GETROUTE, NLM_F_DUMP, {"family": family}, attrs)
 
 
 def parse_route(seen: Message) -> RouteSeen:
-    attrs = dict(_decode(rtmsg, seen)["attrs"])
+    decoded = _decode(rtmsg, seen)
+    attrs = dict(decoded["attrs"])
     return RouteSeen(
         destination=ip_address(attrs["RTA_DST"]) if "RTA_DST" in attrs else None,
         gateway=ip_address(attrs["RTA_GATEWAY"]) if "RTA_GATEWAY" in attrs else None,
         ifindex=attrs.get("RTA_OIF", 0),
-    )
-
-
-def dump_neighbours(family: int, ifindex: int) -> bytes:
-    return _encode(ndmsg, _RTM_GETNEIGH, NLM_F_DUMP, {"family": family}, [("NDA_IFINDEX", ifindex)])
-
-
-def parse_neighbour(seen: Message) -> NeighbourSeen:
-    decoded = _decode(ndmsg, seen)
-    attrs = dict(decoded["attrs"])
-    return NeighbourSeen(
-        address=ip_address(attrs["NDA_DST"]),
-        mac=Mac(attrs.get("NDA_LLADDR", "")),
-        permanent=bool(decoded["state"] & _NUD_PERMANENT),
+        protocol=decoded["proto"],
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agent.datapath import cold, layout, namespaces, seen, shaping, sysctls
+from agent.datapath import cold, layout, messages, namespaces, seen, shaping, sysctls
 from agent.datapath.desired import Bucket, PodPlan, alike, gateways
 from agent.datapath.messages import family_of
 from agent.datapath.netlink import NetlinkSocket, refusals_named
@@ -119,8 +119,11 @@ def _bucket_difference(route: NetlinkSocket, ifindex: int, wanted: Bucket | None
 
 
 def _has_neighbour(route: NetlinkSocket, ifindex: int, address: Address, mac: str) -> bool:
-    neighbours = (cold.parse_neighbour(each) for each in route.dump(cold.dump_neighbours(family_of(address), ifindex)))
-    return any(each.address == address and each.mac == mac and each.permanent for each in neighbours)
+    dumped = route.dump(messages.dump_neighbours(family_of(address), ifindex))
+    neighbours = (messages.parse_neighbour(each.payload) for each in dumped)
+    return any(
+        each is not None and each.address == address and each.mac == mac and each.permanent for each in neighbours
+    )
 
 
 def _listed(addresses: Sequence[Address] | set[Address]) -> str:

@@ -186,6 +186,57 @@ def plan_pod(wiring: PodWiring, policy: DatapathPolicy) -> PodPlan:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSide:
+    """What the node's own namespace has of one attachment, once it is wired.
+
+    mac, pod_mac: of the host's and of the container's end.
+    """
+
+    key: AttachmentKey
+    ifindex: int
+    ifname: str
+    alias: str
+    group: int
+    mac: Mac
+    pod_mac: Mac
+    mtu: int
+    addresses: tuple[Address, ...]
+    host_ports: bool
+    to_pod: Bucket | None
+
+
+def host_side(key: AttachmentKey, plan: PodPlan, ifindex: int) -> HostSide:
+    """The part of a plan that stays in sight of the node."""
+    return HostSide(
+        key=key,
+        ifindex=ifindex,
+        ifname=plan.host_ifname,
+        alias=plan.alias,
+        group=plan.group,
+        mac=plan.host_mac,
+        pod_mac=plan.pod_mac,
+        mtu=plan.mtu,
+        addresses=plan.addresses,
+        host_ports=plan.host_ports,
+        to_pod=plan.to_pod,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeDesired:
+    """Everything of ours that the node's namespace should have.
+
+    primary_mac: empty before the node is prepared. enis: the secondary ones.
+    """
+
+    primary_mac: Mac
+    eni_mtu: int
+    rules: tuple[RuleSpec, ...]
+    enis: tuple[EniPlan, ...]
+    pods: tuple[HostSide, ...]
+
+
 def bucket(shaping: Shaping, mtu: int) -> Bucket:
     """The bucket of a limit. It holds at least one whole frame: the kernel drops what is larger than the bucket."""
     rate_bytes_per_s = max(1, shaping.rate_bits_per_s // 8)

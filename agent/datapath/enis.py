@@ -7,7 +7,7 @@ import errno
 from collections.abc import Sequence
 from typing import Final
 
-from agent.datapath import cold, messages, seen, sysctls
+from agent.datapath import cold, layout, messages, seen, sysctls
 from agent.datapath.desired import AF_INET, NODE_RULE_PREFS, EniPlan, RuleSpec, change_rules, node_rules
 from agent.datapath.messages import LinkSeen
 from agent.datapath.netlink import NetlinkSocket, refusals_named
@@ -67,13 +67,16 @@ def ensure_eni(route: NetlinkSocket, plan: EniPlan, eni_mtu: int) -> None:
 
 
 def forget_eni(route: NetlinkSocket, plan: EniPlan) -> None:
-    """Remove the ENI's rules. Its routes and addresses go with the link.
+    """Remove the ENI's rules, and then the routes of ours in its table. Its addresses go with the link.
 
     Raises: KernelFailed.
     """
     with refusals_named(f"forgetting the ENI of table {plan.table_id}"):
         ours = [rule for rule in rules_of_ours(route, AF_INET) if rule.table_id == plan.table_id]
         _change_rules(route, (), ours)
+        for each in seen.table_routes(route, plan.table_id):
+            if each.protocol == layout.PROTOCOL:
+                route.apply([cold.delete_eni_route(plan.table_id, each)], ignore=_ABSENT)
 
 
 def _eni_link(route: NetlinkSocket, mac: Mac) -> LinkSeen:

@@ -24,8 +24,6 @@ _NUMBER: Final = {Transport.TCP: 6, Transport.UDP: 17, Transport.SCTP: 132}
 _TRANSPORT: Final = {number: transport for transport, number in _NUMBER.items()}
 """IANA, Assigned Internet Protocol Numbers."""
 
-_MAPS: Final = (layout.HOST_PORT_MAP, layout.HOST_PORT_IP_MAP, layout.HAIRPIN_SET)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostPort:
@@ -97,7 +95,7 @@ def _port(port: int) -> bytes:
 
 def wanted_elements(host_ports: Collection[HostPort]) -> dict[str, dict[bytes, Element]]:
     """Every map and the hairpin set as they should be: name -> key -> element."""
-    wanted: dict[str, dict[bytes, Element]] = {name: {} for name in _MAPS}
+    wanted: dict[str, dict[bytes, Element]] = {name: {} for name in layout.HOST_PORT_SETS}
     for each in host_ports:
         element = each.element()
         wanted[each.map_name][element.key] = element
@@ -192,7 +190,7 @@ class HostPorts:
         if pod_address is None or not mappings:
             return None
         with self._lock:
-            seen = {(name, each.key): each.value for name in _MAPS for each in self._socket.read(name)}
+            seen = {(name, each.key): each.value for name in layout.HOST_PORT_SETS for each in self._socket.read(name)}
         for name, elements in wanted_elements(
             [HostPort(mapping=each, pod_address=pod_address, owner="") for each in mappings]
         ).items():

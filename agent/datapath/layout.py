@@ -96,6 +96,7 @@ HOST_PORT_IP_MAP: Final = "hostport4_ip"
 """Ports of one address of the node."""
 HAIRPIN_SET: Final = "hairpin4"
 """(pod, pod) for every pod that has a host port: it may reach itself by it."""
+HOST_PORT_SETS: Final = (HOST_PORT_MAP, HOST_PORT_IP_MAP, HAIRPIN_SET)
 
 # Addresses inside a pod ----------------------------------------------------------------------------------------------
 

@@ -32,10 +32,12 @@ RTM_DELLINK: Final = 17
 _RTM_GETLINK: Final = 18
 _RTM_SETLINK: Final = 19
 _RTM_NEWADDR: Final = 20
-_RTM_NEWROUTE: Final = 24
-_RTM_DELROUTE: Final = 25
+RTM_NEWROUTE: Final = 24
+RTM_DELROUTE: Final = 25
 _RTM_GETROUTE: Final = 26
-_RTM_NEWNEIGH: Final = 28
+RTM_NEWNEIGH: Final = 28
+RTM_DELNEIGH: Final = 29
+_RTM_GETNEIGH: Final = 30
 
 _IFLA_ADDRESS: Final = 1
 _IFLA_IFNAME: Final = 3
@@ -65,6 +67,7 @@ _IFA_LOCAL: Final = 2
 _IFA_F_NODAD: Final = 2
 _NDA_DST: Final = 1
 _NDA_LLADDR: Final = 2
+_NDA_IFINDEX: Final = 8
 _NUD_PERMANENT: Final = 0x80
 
 _IFINFO: Final = struct.Struct("=BxHiII")
@@ -94,6 +97,16 @@ class PodRouteSeen:
 
     address: Address
     ifindex: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteSeen:
+    """destination: None for a default route. gateway: None for a link route."""
+
+    destination: Address | None
+    gateway: Address | None
+    ifindex: int
+    protocol: int
 
 
 def _u32(kind: int, value: int) -> bytes:
@@ -149,6 +162,27 @@ def create_veth(host: VethEnd, group: int, pod: VethEnd, netns_fd: int) -> bytes
 def set_alias(ifindex: int, alias: str) -> bytes:
     """Name the owner. The kernel takes an alias only from RTM_SETLINK, not at creation."""
     body = _IFINFO.pack(0, 0, ifindex, 0, 0) + attribute(_IFLA_IFALIAS, alias.encode())
+    return message(_RTM_SETLINK, 0, body)
+
+
+def set_link(
+    ifindex: int,
+    *,
+    ifname: str | None = None,
+    mac: Mac | None = None,
+    mtu: int | None = None,
+    group: int | None = None,
+    alias: str | None = None,
+    up: bool = False,
+) -> bytes:
+    """Change what is given and nothing else. EBUSY for a new name of a link that is up, before Linux 6.2."""
+    flags = _IFF_UP if up else 0
+    body = _IFINFO.pack(0, 0, ifindex, flags, flags)
+    body += b"" if ifname is None else _text(_IFLA_IFNAME, ifname)
+    body += b"" if mac is None else _mac(_IFLA_ADDRESS, mac)
+    body += b"" if mtu is None else _u32(_IFLA_MTU, mtu)
+    body += b"" if group is None else _u32(_IFLA_GROUP, group)
+    body += b"" if alias is None else attribute(_IFLA_IFALIAS, alias.encode())
     return message(_RTM_SETLINK, 0, body)
 
 
@@ -242,8 +276,8 @@ def pod_routes(ifindex: int, gateway: Address) -> tuple[bytes, bytes]:
     near = _ROUTE.pack(family, bits, 0, 0, layout.MAIN_TABLE, _RTPROT_BOOT, _SCOPE_LINK, _RTN_UNICAST, 0)
     far = _ROUTE.pack(family, 0, 0, 0, layout.MAIN_TABLE, _RTPROT_BOOT, _SCOPE_UNIVERSE, _RTN_UNICAST, 0)
     return (
-        message(_RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, near + attribute(_RTA_DST, gateway.packed) + oif),
-        message(_RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, far + attribute(_RTA_GATEWAY, gateway.packed) + oif),
+        message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, near + attribute(_RTA_DST, gateway.packed) + oif),
+        message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, far + attribute(_RTA_GATEWAY, gateway.packed) + oif),
     )
 
 
@@ -263,10 +297,41 @@ def set_neighbour(ifindex: int, address: Address, mac: Mac) -> bytes:
     """A permanent neighbour: nobody asks, nobody answers, nothing expires."""
     body = _NEIGHBOUR.pack(family_of(address), ifindex, _NUD_PERMANENT, 0, 0)
     return message(
-        _RTM_NEWNEIGH,
+        RTM_NEWNEIGH,
         NLM_F_CREATE | NLM_F_REPLACE,
         body + attribute(_NDA_DST, address.packed) + _mac(_NDA_LLADDR, mac),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeighbourSeen:
+    """mac: empty while it is not known."""
+
+    ifindex: int
+    address: Address
+    mac: Mac
+    permanent: bool
+
+
+def dump_neighbours(family: int, ifindex: int = 0) -> bytes:
+    """Every neighbour on one link, or on all for 0; the kernel filters."""
+    body = _NEIGHBOUR.pack(family, 0, 0, 0, 0) + (_u32(_NDA_IFINDEX, ifindex) if ifindex else b"")
+    return message(_RTM_GETNEIGH, NLM_F_DUMP, body)
+
+
+def parse_neighbour(payload: memoryview) -> NeighbourSeen | None:
+    """Read the body of an RTM_NEWNEIGH or RTM_DELNEIGH; None for a neighbour that is not of IP."""
+    family, ifindex, state, _, _ = _NEIGHBOUR.unpack_from(payload)
+    address: Address | None = None
+    mac = ""
+    for name, value in attributes(payload, _NEIGHBOUR.size):
+        if name == _NDA_DST and family in (AF_INET, AF_INET6):
+            address = IPv4Address(bytes(value)) if family == AF_INET else IPv6Address(bytes(value))
+        elif name == _NDA_LLADDR:
+            mac = bytes(value).hex(":")
+    if address is None:
+        return None
+    return NeighbourSeen(ifindex=ifindex, address=address, mac=Mac(mac), permanent=bool(state & _NUD_PERMANENT))
 
 
 # Host side: table `pods` ---------------------------------------------------------------------------------------------
@@ -275,12 +340,17 @@ def set_neighbour(ifindex: int, address: Address, mac: Mac) -> bytes:
 def add_pod_route(ifindex: int, address: Address) -> bytes:
     """The commit point of an ADD. EEXIST when another link holds the address: the last guard against handing it out
     twice."""
-    return message(_RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, _pod_route(ifindex, address))
+    return message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, _pod_route(ifindex, address))
+
+
+def replace_pod_route(ifindex: int, address: Address) -> bytes:
+    """Whatever link the address leads to, or none: it leads to this one then."""
+    return message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, _pod_route(ifindex, address))
 
 
 def delete_pod_route(ifindex: int, address: Address) -> bytes:
     """ESRCH when this link does not hold the address (any more)."""
-    return message(_RTM_DELROUTE, 0, _pod_route(ifindex, address))
+    return message(RTM_DELROUTE, 0, _pod_route(ifindex, address))
 
 
 def _pod_route(ifindex: int, address: Address) -> bytes:
@@ -294,6 +364,13 @@ def dump_pod_routes(family: int) -> bytes:
     """Every route in table `pods`; the kernel filters, and answers ENOENT while the table does not exist."""
     header = _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
     return message(_RTM_GETROUTE, NLM_F_DUMP, header + _u32(_RTA_TABLE, layout.PODS_TABLE))
+
+
+def table_of(payload: memoryview) -> int:
+    """The routing table that the body of an RTM_NEWROUTE or RTM_DELROUTE is about."""
+    compact: int = _ROUTE.unpack_from(payload)[4]
+    wide = (_U32.unpack(value)[0] for name, value in attributes(payload, _ROUTE.size) if name == _RTA_TABLE)
+    return int(next(wide, compact))
 
 
 def parse_pod_route(seen: Message) -> PodRouteSeen | None:

@@ -1,4 +1,5 @@
-"""Link notifications: somebody waits for an ENI, somebody wants to know that an attachment vanished.
+"""The kernel's notifications: somebody waits for an ENI, somebody wants to know that an attachment vanished, or that
+something of ours was changed.
 
 Events carry no data to anyone: they wake, and whoever wakes looks at the kernel.
 """
@@ -13,11 +14,17 @@ from contextlib import contextmanager
 from typing import Final
 
 from agent.datapath import layout
+from agent.datapath.memory import HostMemory
 from agent.datapath.messages import RTM_DELLINK, RTM_NEWLINK, parse_link
-from agent.datapath.netlink import NETLINK_ROUTE, split
+from agent.datapath.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, split
+from agent.datapath.notices import Disturbed, disturbed_of_table, disturbs_node
 from agent.ipam.model import Mac
 
-_RTMGRP_LINK: Final = 1
+_ROUTE_GROUPS: Final = 0x1 | 0x4 | 0x8 | 0x10 | 0x40 | 0x80 | 0x400 | 0x80000 | 1 << 23
+"""RTNLGRP_LINK, _NEIGH, _TC, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_ROUTE, _IPV6_RULE, _IPV4_NETCONF
+(include/uapi/linux/rtnetlink.h)."""
+_NFTABLES_GROUP: Final = 1 << 6
+"""NFNLGRP_NFTABLES (include/uapi/linux/netfilter/nfnetlink.h)."""
 _SO_RCVBUFFORCE: Final = 33
 _BUFFER_BYTES: Final = 4 << 20
 """About 2,000 link events: what a node with a full set of pods sends when all of them go at once."""
@@ -25,24 +32,48 @@ _BUFFER_BYTES: Final = 4 << 20
 _RECEIVE_BYTES: Final = 1 << 16
 
 
-class LinkMonitor:
-    """Listens from its construction on; delivers while `run` runs. One event loop."""
+def _listening(protocol: int, groups: int) -> socket.socket:
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+        made.bind((0, groups))
+    except OSError:
+        made.close()
+        raise
+    return made
 
-    def __init__(self) -> None:
+
+class Monitor:
+    """Listens from its construction on; delivers while `run` runs. One event loop.
+
+    memory: what notifications are compared with.
+    node_changed, table_changed, ports_changed: called when something of ours may be different.
+    """
+
+    def __init__(
+        self,
+        memory: HostMemory,
+        *,
+        node_changed: Callable[[], None],
+        table_changed: Callable[[], None],
+        ports_changed: Callable[[], None],
+    ) -> None:
+        self._memory = memory
+        self._node_changed = node_changed
+        self._table_changed = table_changed
+        self._ports_changed = ports_changed
         self._vanished: list[Callable[[], None]] = []
         self._expected: dict[Mac, list[asyncio.Event]] = {}
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETLINK_ROUTE
-        )
+        self._route = _listening(NETLINK_ROUTE, _ROUTE_GROUPS)
         try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
-            self._socket.bind((0, _RTMGRP_LINK))
+            self._nftables = _listening(NETLINK_NETFILTER, _NFTABLES_GROUP)
         except OSError:
-            self._socket.close()
+            self._route.close()
             raise
 
     def close(self) -> None:
-        self._socket.close()
+        self._route.close()
+        self._nftables.close()
 
     def subscribe(self, wake: Callable[[], None]) -> None:
         """Have `wake` called when a link in a pod group is deleted (or leaves the namespace)."""
@@ -64,39 +95,65 @@ class LinkMonitor:
     async def run(self) -> None:
         """Deliver events until cancelled.
 
-        Raises: OSError when the socket breaks; a bug or an end of the world.
+        Raises: OSError when a socket breaks; a bug or an end of the world.
         """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._receive(self._route, self._deliver, self._wake_all), name="route notifications")
+            group.create_task(
+                self._receive(self._nftables, self._deliver_nftables, self._nftables_lost), name="nft notifications"
+            )
+
+    async def _receive(
+        self, notifications: socket.socket, deliver: Callable[[bytes], None], lost: Callable[[], None]
+    ) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                datagram = await loop.sock_recv(self._socket, _RECEIVE_BYTES)
+                datagram = await loop.sock_recv(notifications, _RECEIVE_BYTES)
             except OSError as exc:
                 if exc.errno != errno.ENOBUFS:
                     raise
                 # Events were lost: anything may have happened.
-                self._wake_all()
+                lost()
                 continue
-            self._deliver(datagram)
+            deliver(datagram)
 
     def _deliver(self, datagram: bytes) -> None:
-        vanished = False
+        vanished = disturbed = False
         for kind, _, _, payload in split(datagram):
-            if kind not in (RTM_NEWLINK, RTM_DELLINK) or payload[0] != socket.AF_UNSPEC:
-                continue
-            link = parse_link(payload)
-            if kind == RTM_DELLINK:
-                vanished = vanished or link.group in layout.POD_GROUPS
-            else:
+            if kind in (RTM_NEWLINK, RTM_DELLINK):
+                if payload[0] != socket.AF_UNSPEC:
+                    continue
+                link = parse_link(payload)
+                if kind == RTM_DELLINK:
+                    self._memory.forget_link(link.ifindex)
+                    vanished = vanished or link.group in layout.POD_GROUPS
+                    continue
                 for event in self._expected.get(link.mac, ()):
                     event.set()
+            disturbed = disturbed or disturbs_node(kind, payload, self._memory)
         if vanished:
             self._wake_subscribers()
+        if disturbed:
+            self._node_changed()
+
+    def _deliver_nftables(self, datagram: bytes) -> None:
+        disturbed = {disturbed_of_table(kind, payload) for kind, _, _, payload in split(datagram)}
+        if Disturbed.TABLE in disturbed:
+            self._table_changed()
+        if Disturbed.PORTS in disturbed:
+            self._ports_changed()
+
+    def _nftables_lost(self) -> None:
+        self._table_changed()
+        self._ports_changed()
 
     def _wake_all(self) -> None:
         for events in self._expected.values():
             for event in events:
                 event.set()
         self._wake_subscribers()
+        self._node_changed()
 
     def _wake_subscribers(self) -> None:
         for wake in self._vanished:

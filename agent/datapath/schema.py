@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
@@ -35,15 +35,23 @@ _COMMENT = re.compile(r'^\s*comment "enoki schema ([0-9a-f]{16})"$', re.MULTILIN
 _ENI_CHAIN = re.compile(r"^\s*chain eni_(\d+) \{$", re.MULTILINE)
 
 _OUTSIDE = "ip daddr != @vpc4 ip daddr != @exclude4"
+_CHAIN = re.compile(r"^\tchain (\w+) \{$")
+_SET = re.compile(r"^\t(?:set|map) (\w+) \{$")
+_VOLATILE_SETS = frozenset({layout.COOLING_SET, *layout.HOST_PORT_SETS})
 _PORT_FLAG = {SnatPort.FULLY_RANDOM: " fully-random", SnatPort.HASHED: " random", SnatPort.KEPT: ""}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableSeen:
-    """What is installed. schema_hash: empty for a table without our comment. eni_indexes: of the chains `eni_<n>`."""
+    """What is installed.
+
+    schema_hash: empty for a table without our comment. eni_indexes: of the chains `eni_<n>`.
+    rule_counts: of every other chain, by name.
+    """
 
     schema_hash: str
     eni_indexes: frozenset[int]
+    rule_counts: Mapping[str, int]
 
 
 def schema(primary_ifname: str, primary_address: IPv4Address, policy: DatapathPolicy) -> str:
@@ -201,7 +209,7 @@ def delete_eni(index: int) -> str:
 
 
 def list_table() -> str:
-    """Without set elements when the context is terse."""
+    """The command that prints it."""
     return f"list table {_TABLE}"
 
 
@@ -211,7 +219,42 @@ def parse_table(listing: str) -> TableSeen:
     return TableSeen(
         schema_hash=comment[1] if comment else "",
         eni_indexes=frozenset(int(found[1]) for found in _ENI_CHAIN.finditer(listing)),
+        rule_counts=rule_counts(listing),
     )
+
+
+def rule_counts(text: str) -> Mapping[str, int]:
+    """Rules by chain, of a schema or of a listing: one line each. A start that finds its hash in the table's comment
+    still notices a chain that somebody emptied."""
+    counts: dict[str, int] = {}
+    chain = ""
+    for line in text.splitlines():
+        opened = _CHAIN.match(line)
+        if opened is not None:
+            chain = opened[1]
+            counts[chain] = 0
+        elif line.strip() == "}":
+            chain = ""
+        elif chain and line.strip() and not line.strip().startswith("type "):
+            counts[chain] += 1
+    return {name: count for name, count in counts.items() if not name.startswith("eni_")}
+
+
+def stable(listing: str) -> str:
+    """A listing without what pods and time change in it: two of them are equal unless somebody else was at work."""
+    kept: list[str] = []
+    volatile = elements = False
+    for line in listing.splitlines():
+        opened = _SET.match(line)
+        if opened is not None:
+            volatile = opened[1] in _VOLATILE_SETS
+        if volatile and line.strip().startswith("elements ="):
+            elements = True
+        if not elements:
+            kept.append(line)
+        if elements and line.rstrip().endswith("}"):
+            elements = False
+    return "\n".join(kept)
 
 
 def _cool(cooling: Sequence[CoolingSeen]) -> str:

@@ -6,21 +6,17 @@ import errno
 from ipaddress import IPv4Address
 
 from agent.datapath import cold, layout, messages
-from agent.datapath.cooling import CoolingSet
 from agent.datapath.desired import AF_INET, AF_INET6, holder_of
-from agent.datapath.messages import LinkSeen, PodRouteSeen
+from agent.datapath.messages import LinkSeen, PodRouteSeen, RouteSeen
 from agent.datapath.netlink import NetlinkRefused, NetlinkSocket
 from agent.ipam.model import Address, AttachmentKey, Holder
-from agent.ports import AttachmentSeen, KernelSeen
+from agent.ports import AttachmentSeen
 
 _NOBODY = Holder(key=AttachmentKey(container_id="", ifname=""), namespace="", pod="")
 
 
-def observe(route: NetlinkSocket, cooling: CoolingSet) -> KernelSeen:
-    """Every host veth in a pod group with the addresses routed to it, and every cooling address.
-
-    A link without an alias of ours (an ADD torn between create and alias) has a holder whose container id is empty. A
-    link without addresses is a torn ADD, or one under way: only the caller knows which keys it is working on.
+def pods(route: NetlinkSocket) -> tuple[tuple[LinkSeen, tuple[Address, ...]], ...]:
+    """Every host veth in a pod group, with the addresses routed to it.
 
     Raises: NetlinkRefused, OSError.
     """
@@ -28,17 +24,20 @@ def observe(route: NetlinkSocket, cooling: CoolingSet) -> KernelSeen:
     addresses: dict[int, list[Address]] = {}
     for seen in pod_routes(route):
         addresses.setdefault(seen.ifindex, []).append(seen.address)
-    return KernelSeen(
-        attachments=tuple(
-            AttachmentSeen(
-                holder=holder_of(link.alias) or _NOBODY,
-                host_ifname=link.ifname,
-                host_ifindex=link.ifindex,
-                addresses=tuple(addresses.get(link.ifindex, ())),
-            )
-            for link in links
-        ),
-        cooling=cooling.read(),
+    return tuple((link, tuple(addresses.get(link.ifindex, ()))) for link in links)
+
+
+def attachment(link: LinkSeen, alias: str, addresses: tuple[Address, ...]) -> AttachmentSeen:
+    """The link as an attachment.
+
+    Without an alias of ours (an ADD torn between create and alias) its holder's container id is empty. Without
+    addresses it is a torn ADD, or one under way: only the caller knows which keys it is working on.
+    """
+    return AttachmentSeen(
+        holder=holder_of(alias) or _NOBODY,
+        host_ifname=link.ifname,
+        host_ifindex=link.ifindex,
+        addresses=addresses,
     )
 
 
@@ -69,6 +68,16 @@ def pod_routes(route: NetlinkSocket) -> tuple[PodRouteSeen, ...]:
     return tuple(seen)
 
 
+def table_routes(route: NetlinkSocket, table_id: int) -> tuple[RouteSeen, ...]:
+    """The IPv4 routes of an ENI's table, whoever made them."""
+    try:
+        return tuple(cold.parse_route(each) for each in route.dump(cold.dump_routes(AF_INET, table_id, 0)))
+    except NetlinkRefused as exc:
+        if exc.errno == errno.ENOENT:
+            return ()
+        raise
+
+
 def link_named(route: NetlinkSocket, ifname: str) -> LinkSeen | None:
     found = route.get(messages.get_link(ifname))
     return None if found is None else messages.parse_link(found.payload)
@@ -82,7 +91,7 @@ def link_with_mac(route: NetlinkSocket, mac: str) -> LinkSeen | None:
     return min(matching, key=lambda link: link.ifindex, default=None)
 
 
-def addresses(route: NetlinkSocket) -> tuple[IPv4Address, ...]:
+def node_addresses(route: NetlinkSocket) -> tuple[IPv4Address, ...]:
     """The node's own IPv4 addresses, on whatever link."""
     found = (cold.parse_address(each) for each in route.dump(cold.dump_addresses(0, AF_INET)))
     return tuple(address for address in found if isinstance(address, IPv4Address))

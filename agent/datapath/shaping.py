@@ -89,3 +89,8 @@ def bucket_of(route: NetlinkSocket, ifindex: int) -> Bucket | None:
     """Raises: NetlinkRefused, OSError."""
     found = (parse_qdisc(seen) for seen in route.dump(dump_qdiscs(ifindex)))
     return next((each[1] for each in found if each is not None and each[0] == ifindex), None)
+
+
+def buckets(route: NetlinkSocket) -> dict[int, Bucket]:
+    """Every token bucket that is the root of a link, by interface index. Raises: NetlinkRefused, OSError."""
+    return dict(found for each in route.dump(dump_qdiscs()) if (found := parse_qdisc(each)) is not None)

@@ -25,6 +25,16 @@ def set_link_ipv6(ifname: str, key: str, value: int) -> None:
         return
 
 
+def link_setting(family: str, ifname: str, key: str) -> int | None:
+    """The value of "ipv4" or "ipv6"; None when the link is gone, or the kernel lacks the family."""
+    return _read(f"{_ROOT}/{family}/conf/{ifname}/{key}")
+
+
+def set_link_setting(family: str, ifname: str, key: str, value: int) -> None:
+    """Raises: OSError when the link is gone, or /proc/sys is read-only."""
+    _write(f"{_ROOT}/{family}/conf/{ifname}/{key}", value)
+
+
 def link_ipv4(ifname: str, key: str) -> int | None:
     """The value; None when the link is gone."""
     return _read(f"{_ROOT}/ipv4/conf/{ifname}/{key}")

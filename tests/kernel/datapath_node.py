@@ -258,14 +258,20 @@ def _cable(fabric: Netns, node: Netns, ifname: str, mac: Mac, owned: tuple[IPv4A
 
 
 @asynccontextmanager
-async def datapath_running(policy: DatapathPolicy | None = None) -> AsyncIterator[KernelDatapath]:
-    """The datapath with its monitor, prepared for INSTANCE."""
+async def datapath_running(
+    policy: DatapathPolicy | None = None, *, watching: bool = True
+) -> AsyncIterator[KernelDatapath]:
+    """The datapath, prepared for INSTANCE.
+
+    watching: with its monitor. Without it nothing is put right: for looking at what is broken.
+    """
     datapath = KernelDatapath(policy or DatapathPolicy(names_directory=None))
-    monitor = asyncio.create_task(datapath.run())
+    monitor = asyncio.create_task(datapath.run()) if watching else None
     try:
         await datapath.prepare_node(INSTANCE)
         yield datapath
     finally:
-        monitor.cancel()
-        await asyncio.gather(monitor, return_exceptions=True)
+        if monitor is not None:
+            monitor.cancel()
+            await asyncio.gather(monitor, return_exceptions=True)
         datapath.close()

@@ -47,6 +47,12 @@ async def datapath(node: Node) -> AsyncIterator[KernelDatapath]:
         yield running
 
 
+@pytest.fixture
+async def unwatched(node: Node) -> AsyncIterator[KernelDatapath]:
+    async with datapath_running(POLICY, watching=False) as made:
+        yield made
+
+
 def _ifindex(node: Node, ifname: str) -> int:
     return int(node.netns.ip(f"-o link show dev {ifname}").partition(":")[0])
 
@@ -83,13 +89,13 @@ async def test_wiring_twice_keeps_the_link_and_its_connections(node: Node, datap
     assert _ifindex(node, wired.host_ifname) == before
 
 
-async def test_wiring_again_repairs_a_half_made_attachment(node: Node, datapath: KernelDatapath) -> None:
+async def test_wiring_again_repairs_a_half_made_attachment(node: Node, unwatched: KernelDatapath) -> None:
     container = node.container()
     wiring = node.wiring(container, ADDRESS)
-    wired = await datapath.wire(wiring)
+    wired = await unwatched.wire(wiring)
     node.netns.ip(f"route del {ADDRESS} table 20512")
-    assert await datapath.wire(wiring) == wired
-    await datapath.check(wiring)
+    assert await unwatched.wire(wiring) == wired
+    await unwatched.check(wiring)
 
 
 async def test_a_pod_recreated_under_its_name_takes_the_link_over(node: Node, datapath: KernelDatapath) -> None:
@@ -243,14 +249,15 @@ async def test_a_restarted_agent_sees_and_releases_what_its_predecessor_wired(
         assert [each.holder for each in (await successor.observe()).attachments] == [wirings[0].holder]
 
 
-async def test_torn_adds_are_seen_without_addresses_and_can_be_discarded(node: Node, datapath: KernelDatapath) -> None:
-    wired = await datapath.wire(node.wiring(node.container(), ADDRESS))
+async def test_torn_adds_are_seen_without_addresses_and_can_be_discarded(node: Node, unwatched: KernelDatapath) -> None:
+    wired = await unwatched.wire(node.wiring(node.container(), ADDRESS))
     node.netns.ip(f"link set dev {wired.host_ifname} alias not-ours")
     node.netns.ip(f"route del {ADDRESS} table 20512")
-    (torn,) = (await datapath.observe()).attachments
-    assert (torn.holder.key.container_id, torn.addresses, torn.host_ifname) == ("", (), wired.host_ifname)
-    await datapath.discard_link(torn.host_ifname)
-    await datapath.discard_link(torn.host_ifname)
+    async with datapath_running(POLICY) as successor:
+        (torn,) = (await successor.observe()).attachments
+        assert (torn.holder.key.container_id, torn.addresses, torn.host_ifname) == ("", (), wired.host_ifname)
+        await successor.discard_link(torn.host_ifname)
+        await successor.discard_link(torn.host_ifname)
     assert node.host_links() == []
 
 
@@ -261,25 +268,28 @@ async def test_torn_adds_are_seen_without_addresses_and_can_be_discarded(node: N
         ("host", "link set dev {host} group 0", "group"),
         ("host", "link set dev {host} mtu 1400", "MTU"),
         ("host", "link set dev {host} down", "up"),
+        ("host", "link set dev {host} address 02:00:00:00:00:99", "MAC"),
         ("host", "route del {address} table 20512", "table pods"),
         ("host", "neigh del {address} dev {host}", "permanent neighbour"),
         ("host", "link del {host}", "missing"),
         ("pod", "link set dev eth0 down", "down"),
+        ("pod", "link set dev eth0 mtu 1400", "MTU"),
+        ("pod", "link set dev eth0 address 02:00:00:00:00:99", "MAC"),
         ("pod", "addr del {address}/32 dev eth0", "lacks"),
         ("pod", "route del default", "default route"),
         ("pod", "neigh del 169.254.1.1 dev eth0", "permanent neighbour"),
     ],
 )
 async def test_check_names_the_first_difference(
-    node: Node, datapath: KernelDatapath, where: str, damage: str, named: str
+    node: Node, unwatched: KernelDatapath, where: str, damage: str, named: str
 ) -> None:
     container = node.container()
     wiring = node.wiring(container, ADDRESS)
-    wired = await datapath.wire(wiring)
-    await datapath.check(wiring)
+    wired = await unwatched.wire(wiring)
+    await unwatched.check(wiring)
     (node.netns if where == "host" else container).ip(damage.format(host=wired.host_ifname, address=ADDRESS))
     with pytest.raises(InvalidRequest, match=named) as drifted:
-        await datapath.check(wiring)
+        await unwatched.check(wiring)
     assert drifted.value.cause is Cause.ATTACHMENT_DRIFTED
 
 

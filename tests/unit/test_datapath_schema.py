@@ -77,13 +77,13 @@ def test_an_installation_is_one_transaction_that_carries_what_varied() -> None:
 def test_the_hash_and_the_chains_are_read_back_from_a_listing() -> None:
     listing = (
         'table inet enoki {\n\tcomment "enoki schema 0123456789abcdef"\n\tchain eni_2 {\n\t\tmeta mark set 1\n\t}\n'
-        "\tchain eni_12 {\n\t}\n\tchain enigma_3 {\n\t}\n}\n"
+        "\tchain eni_12 {\n\t}\n\tchain enigma_3 {\n\t\ttype filter hook input priority 0;\n\t\taccept\n\t}\n}\n"
     )
     assert schema.parse_table(listing) == schema.TableSeen(
-        schema_hash="0123456789abcdef", eni_indexes=frozenset({2, 12})
+        schema_hash="0123456789abcdef", eni_indexes=frozenset({2, 12}), rule_counts={"enigma_3": 1}
     )
     foreign = schema.parse_table('table inet enoki {\n\tcomment "mine"\n}\n')
-    assert foreign == schema.TableSeen(schema_hash="", eni_indexes=frozenset())
+    assert foreign == schema.TableSeen(schema_hash="", eni_indexes=frozenset(), rule_counts={})
 
 
 def test_without_node_ports_and_source_nat_no_connection_is_marked() -> None:

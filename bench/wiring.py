@@ -70,12 +70,14 @@ def _by_ip(path: str, index: int) -> None:
     _run(
         "ip -batch -",
         f"link set {name} up alias peer\nneigh add {address} lladdr 02:00:00:00:00:02 dev {name} nud permanent\n"
-        f"route add {address}/32 dev {name} table 20512\n",
+        f"route add {address}/32 dev {name} table 20513\n",
     )
 
 
 async def _measure(paths: list[str]) -> dict[str, list[float]]:
     datapath = KernelDatapath(DatapathPolicy(names_directory=None))
+    # As in the agent: what is wired comes back as notifications, and is compared with what should be.
+    watching = asyncio.create_task(datapath.run())
     times: dict[str, list[float]] = {"wire": [], "the same with ip": [], "wire again": [], "observe": [], "unwire": []}
     try:
         await datapath.prepare_node(
@@ -100,6 +102,8 @@ async def _measure(paths: list[str]) -> dict[str, list[float]]:
         for wiring in wirings:
             await _timed(datapath.unwire(wiring.holder.key, wiring.addresses, 30), times["unwire"])
     finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
         datapath.close()
     return times
 

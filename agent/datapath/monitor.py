@@ -17,8 +17,8 @@ from agent.datapath import layout
 from agent.datapath.memory import HostMemory
 from agent.datapath.messages import RTM_DELLINK, RTM_NEWLINK, parse_link
 from agent.datapath.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, split
-from agent.datapath.notices import Disturbed, disturbed_of_table, disturbs_node
-from agent.ipam.model import Mac
+from agent.datapath.notices import Disturbed, Notice, disturbed_of_table, notice_of
+from agent.ipam.model import Address, Mac
 
 _ROUTE_GROUPS: Final = 0x1 | 0x4 | 0x8 | 0x10 | 0x40 | 0x80 | 0x400 | 0x80000 | 1 << 23
 """RTNLGRP_LINK, _NEIGH, _TC, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_ROUTE, _IPV6_RULE, _IPV4_NETCONF
@@ -28,6 +28,10 @@ _NFTABLES_GROUP: Final = 1 << 6
 _SO_RCVBUFFORCE: Final = 33
 _BUFFER_BYTES: Final = 4 << 20
 """About 2,000 link events: what a node with a full set of pods sends when all of them go at once."""
+
+_SUSPENSE_S: Final = 0.02
+"""From a notification of something that is not as it was made to the belief in it: our own changes come in several
+steps, and within this time the last one says that all is well."""
 
 _RECEIVE_BYTES: Final = 1 << 16
 
@@ -62,6 +66,7 @@ class Monitor:
         self._node_changed = node_changed
         self._table_changed = table_changed
         self._ports_changed = ports_changed
+        self._suspects: set[tuple[str | int | Address, ...]] = set()
         self._vanished: list[Callable[[], None]] = []
         self._expected: dict[Mac, list[asyncio.Event]] = {}
         self._route = _listening(NETLINK_ROUTE, _ROUTE_GROUPS)
@@ -119,7 +124,7 @@ class Monitor:
             deliver(datagram)
 
     def _deliver(self, datagram: bytes) -> None:
-        vanished = disturbed = False
+        vanished = False
         for kind, _, _, payload in split(datagram):
             if kind in (RTM_NEWLINK, RTM_DELLINK):
                 if payload[0] != socket.AF_UNSPEC:
@@ -131,10 +136,23 @@ class Monitor:
                     continue
                 for event in self._expected.get(link.mac, ()):
                     event.set()
-            disturbed = disturbed or disturbs_node(kind, payload, self._memory)
+            notice = notice_of(kind, payload, self._memory)
+            if notice is not None:
+                self._weigh(notice)
         if vanished:
             self._wake_subscribers()
-        if disturbed:
+
+    def _weigh(self, notice: Notice) -> None:
+        if notice.as_made:
+            self._suspects.discard(notice.about)
+            return
+        if not self._suspects:
+            asyncio.get_running_loop().call_later(_SUSPENSE_S, self._judge)
+        self._suspects.add(notice.about)
+
+    def _judge(self) -> None:
+        if self._suspects:
+            self._suspects.clear()
             self._node_changed()
 
     def _deliver_nftables(self, datagram: bytes) -> None:

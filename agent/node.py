@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
 from agent.attachments import AttachmentPolicy, Attachments
 from agent.cloud.ec2 import Ec2Cloud
@@ -30,6 +31,7 @@ from agent.runtime.log import event_logger
 from agent.runtime.purpose import purpose
 from agent.runtime.reconciler import Reconciler
 from agent.runtime.startup import Startup
+from agent.vpc_cidrs import VpcCidrs
 
 log = event_logger(__name__)
 
@@ -41,8 +43,6 @@ LEAK_TURN_S = 300.0
 """The longest sweep for leaked ENIs: two describes and twenty deletes, which may wait for tokens."""
 VPC_CIDRS_TURN_S = 45.0
 """One item of IMDS with its retries (10 s) and one change of the table (30 s)."""
-VPC_CIDRS_EVERY_S = 20.0
-"""How often the VPC's CIDRs are read: a new one has to be known within 30 s, and IMDS answers from the host."""
 ENIS_READY_S = 3.0
 """How long the start waits for the links of the ENIs there are. They normally exist; one whose link is missing must not
 keep pods from the addresses of the others, and the pool goes on with it."""
@@ -94,6 +94,7 @@ class Node:
         self._instance: Instance
         self._cloud: Ec2Cloud | ImdsOnlyCloud
         self._told = Surroundings()
+        self._vpc_cidrs: VpcCidrs
         self.datapath = KernelDatapath(policies.datapath)
         self.parts: Parts | None = None
         self.startup = Startup({"identity": self._identify, "kernel": self._prepare, "addresses": self._recover})
@@ -184,6 +185,8 @@ class Node:
 
     async def _prepare(self) -> None:
         await self.datapath.prepare_node(self._instance)
+        read = partial(self._metadata.vpc_cidrs, self._instance.primary_mac)
+        self._vpc_cidrs = VpcCidrs(read, self.datapath.set_vpc_cidrs, self._instance.vpc_cidrs)
 
     async def _recover(self) -> None:
         with purpose("start"):
@@ -249,12 +252,7 @@ class Node:
         )
 
     async def _vpc_cidrs_step(self) -> float:
-        cidrs = await self._metadata.vpc_cidrs(self._instance.primary_mac)
-        if set(cidrs) != set(self._instance.vpc_cidrs):
-            await self.datapath.set_vpc_cidrs(cidrs)
-            log.info("vpc_cidrs_changed", cidrs=[str(cidr) for cidr in cidrs])
-            self._instance = replace(self._instance, vpc_cidrs=cidrs)
-        return VPC_CIDRS_EVERY_S
+        return await self._vpc_cidrs.step()
 
     def _made(self) -> Parts:
         if self.parts is None:

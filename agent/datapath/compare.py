@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agent.datapath import cold, layout, messages, namespaces, seen, shaping, sysctls
-from agent.datapath.desired import Bucket, PodPlan, alike, gateways
+from agent.datapath.desired import AF_INET, Bucket, PodPlan, alike, gateways, pod_rules
 from agent.datapath.messages import family_of
 from agent.datapath.netlink import NetlinkSocket, refusals_named
 from agent.errors import Cause, InvalidRequest
@@ -90,21 +90,34 @@ def _pod_difference(plan: PodPlan, netns_fd: int) -> str | None:
             found = _gateway_difference(pod_route, link.ifindex, gateway, plan)
             if found:
                 return found
-        return _bucket_difference(pod_route, link.ifindex, plan.from_pod, f"{plan.pod_ifname} in the container")
+        return _rule_difference(pod_route, plan) or _bucket_difference(
+            pod_route, link.ifindex, plan.from_pod, f"{plan.pod_ifname} in the container"
+        )
     finally:
         pod_route.close()
 
 
 def _gateway_difference(pod_route: NetlinkSocket, ifindex: int, gateway: Address, plan: PodPlan) -> str | None:
-    dump = cold.dump_routes(family_of(gateway), layout.MAIN_TABLE, ifindex)
-    routes = [cold.parse_route(each) for each in pod_route.dump(dump)]
-    if not any(found.destination == gateway and found.gateway is None for found in routes):
-        return f"the container has no route to {gateway}"
-    if not any(found.destination is None and found.gateway == gateway for found in routes):
-        return f"the container has no default route by {gateway}"
+    for table_id in sorted({layout.MAIN_TABLE, plan.pod_table_id}):
+        dump = cold.dump_routes(family_of(gateway), table_id, ifindex)
+        routes = [cold.parse_route(each) for each in pod_route.dump(dump)]
+        where = "" if table_id == layout.MAIN_TABLE else f" in table {table_id}"
+        if not any(found.destination == gateway and found.gateway is None for found in routes):
+            return f"the container has no route to {gateway}{where}"
+        if not any(found.destination is None and found.gateway == gateway for found in routes):
+            return f"the container has no default route by {gateway}{where}"
     if not _has_neighbour(pod_route, ifindex, gateway, plan.host_mac):
         return f"the container has no permanent neighbour {gateway}"
     return None
+
+
+def _rule_difference(pod_route: NetlinkSocket, plan: PodPlan) -> str | None:
+    wanted = pod_rules(plan)
+    if not wanted:
+        return None
+    seen_rules = {cold.parse_rule(each, foreign=True) for each in pod_route.dump(cold.dump_rules(AF_INET))}
+    missing = [rule for rule in wanted if rule not in seen_rules]
+    return f"the container has no rule from {missing[0].source} to table {plan.pod_table_id}" if missing else None
 
 
 def _bucket_difference(route: NetlinkSocket, ifindex: int, wanted: Bucket | None, where: str) -> str | None:

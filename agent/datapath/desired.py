@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
@@ -17,6 +18,9 @@ AF_INET = 2
 AF_INET6 = 10
 """include/linux/socket.h; the same on every Linux."""
 
+FIRST_KERNEL_TABLE = 253
+"""RT_TABLE_DEFAULT (include/uapi/linux/rtnetlink.h); main and local follow."""
+
 ETHERNET_HEADER_BYTES = 14
 SHAPING_LATENCY_MS = 25
 """As the reference bandwidth plugin."""
@@ -28,6 +32,7 @@ class PodPlan:
 
     alias: owner of the host veth, see `alias_of`.
     group: link group of the host veth; names the ENI the pod leaves by.
+    pod_table_id: a table of the container for what this interface sends; `main` alone for the first interface.
     host_ports: whether ports of the node lead here.
     to_pod, from_pod: on the host's and on the container's end; None without a limit.
     """
@@ -37,6 +42,7 @@ class PodPlan:
     alias: str
     group: int
     pod_ifname: str
+    pod_table_id: int
     pod_mac: Mac
     mtu: int
     netns: str
@@ -176,6 +182,7 @@ def plan_pod(wiring: PodWiring, policy: DatapathPolicy) -> PodPlan:
         alias=alias_of(wiring.holder),
         group=layout.POD_GROUP_BASE + mark_index(wiring.table_id),
         pod_ifname=wiring.holder.key.ifname,
+        pod_table_id=pod_table_id(wiring.holder.key.ifname),
         pod_mac=wired.pod_mac,
         mtu=wiring.mtu,
         netns=wiring.netns,
@@ -235,6 +242,25 @@ class NodeDesired:
     rules: tuple[RuleSpec, ...]
     enis: tuple[EniPlan, ...]
     pods: tuple[HostSide, ...]
+
+
+def pod_table_id(ifname: str) -> int:
+    """The number at the end of an interface's name: `eth0` is the first, `net2` has table 2 (as the AWS plugin numbers
+    them); 254, main, when there is none, or one that other tables have."""
+    number = re.search(r"(\d{1,3})$", ifname)
+    index = int(number[1]) if number else 0
+    return index if 0 < index < FIRST_KERNEL_TABLE else layout.MAIN_TABLE
+
+
+def pod_rules(plan: PodPlan) -> tuple[RuleSpec, ...]:
+    """Inside the container: what an interface beyond the first sends leaves by it."""
+    if plan.pod_table_id == layout.MAIN_TABLE:
+        return ()
+    return tuple(
+        RuleSpec(pref=layout.POD_RULE_PREF, table_id=plan.pod_table_id, source=address)
+        for address in plan.addresses
+        if isinstance(address, IPv4Address)
+    )
 
 
 def bucket(shaping: Shaping, mtu: int) -> Bucket:

@@ -45,6 +45,13 @@ ENI_MARK_RULE_PREF: Final = 1536
 ENI_SOURCE_RULE_PREF: Final = 32765
 """Just before `main` at 32766: for the node's own packets that carry the ENI's own address."""
 
+POD_RULE_PREF: Final = 1
+"""Inside a container with several interfaces: `from <address> lookup <table of the interface>`. As the AWS plugin."""
+
+POD_METRIC_BASE: Final = 1000
+"""Inside a container: the default route of interface n > 0 in `main` has this metric plus n, so that the first
+interface's wins, and the others' serve where there is no first."""
+
 # Packet mark: only these eight bits are ever touched, always with and/or ----------------------------------------------
 
 MARK_ENI_MASK: Final = 0x3F

@@ -56,6 +56,7 @@ _IFF_UP: Final = 1
 _RTA_DST: Final = 1
 _RTA_OIF: Final = 4
 _RTA_GATEWAY: Final = 5
+_RTA_PRIORITY: Final = 6
 _RTA_TABLE: Final = 15
 _SCOPE_UNIVERSE: Final = 0
 _SCOPE_LINK: Final = 253
@@ -269,15 +270,16 @@ def _read_text(value: memoryview) -> str:
 # Pod side ------------------------------------------------------------------------------------------------------------
 
 
-def pod_routes(ifindex: int, gateway: Address) -> tuple[bytes, bytes]:
-    """The link-scope route to the gateway nobody answers for, and the default route through it; table main of the
+def pod_routes(ifindex: int, gateway: Address, *, table_id: int, metric: int) -> tuple[bytes, bytes]:
+    """The link-scope route to the gateway nobody answers for, and the default route through it, in a table of the
     pod."""
-    family, bits, oif = family_of(gateway), gateway.max_prefixlen, _u32(_RTA_OIF, ifindex)
-    near = _ROUTE.pack(family, bits, 0, 0, layout.MAIN_TABLE, _RTPROT_BOOT, _SCOPE_LINK, _RTN_UNICAST, 0)
-    far = _ROUTE.pack(family, 0, 0, 0, layout.MAIN_TABLE, _RTPROT_BOOT, _SCOPE_UNIVERSE, _RTN_UNICAST, 0)
+    family, bits = family_of(gateway), gateway.max_prefixlen
+    rest = _u32(_RTA_OIF, ifindex) + _u32(_RTA_TABLE, table_id) + (_u32(_RTA_PRIORITY, metric) if metric else b"")
+    near = _ROUTE.pack(family, bits, 0, 0, 0, _RTPROT_BOOT, _SCOPE_LINK, _RTN_UNICAST, 0)
+    far = _ROUTE.pack(family, 0, 0, 0, 0, _RTPROT_BOOT, _SCOPE_UNIVERSE, _RTN_UNICAST, 0)
     return (
-        message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, near + attribute(_RTA_DST, gateway.packed) + oif),
-        message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, far + attribute(_RTA_GATEWAY, gateway.packed) + oif),
+        message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, near + attribute(_RTA_DST, gateway.packed) + rest),
+        message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, far + attribute(_RTA_GATEWAY, gateway.packed) + rest),
     )
 
 

@@ -21,9 +21,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from agent.datapath import layout, messages, namespaces, seen, shaping, sysctls
+from agent.datapath import cold, layout, messages, namespaces, seen, shaping, sysctls
 from agent.datapath.compare import difference
-from agent.datapath.desired import PodPlan, gateways, holder_of
+from agent.datapath.desired import PodPlan, gateways, holder_of, pod_rules
 from agent.datapath.messages import LinkSeen, VethEnd
 from agent.datapath.netlink import NetlinkSocket, refusals_named
 from agent.errors import Cause, InvalidRequest, KernelFailed
@@ -187,12 +187,24 @@ def _configure_pod(plan: PodPlan, netns_fd: int, pod_index: int) -> None:
         batch = [] if plan.from_pod is None else [shaping.set_bucket(pod_index, plan.from_pod)]
         batch.append(messages.set_up(pod_index))
         for gateway in pod_gateways:
-            batch += messages.pod_routes(pod_index, gateway)
+            batch += _pod_routes(plan, pod_index, gateway)
             batch.append(messages.set_neighbour(pod_index, gateway, plan.host_mac))
         batch += (messages.add_pod_address(pod_index, address) for address in plan.addresses)
         pod_route.apply(batch)
+        for rule in pod_rules(plan):
+            pod_route.apply([cold.add_rule(rule)], ignore=frozenset({errno.EEXIST}))
     finally:
         pod_route.close()
+
+
+def _pod_routes(plan: PodPlan, pod_index: int, gateway: Address) -> list[bytes]:
+    if plan.pod_table_id == layout.MAIN_TABLE:
+        return [*messages.pod_routes(pod_index, gateway, table_id=layout.MAIN_TABLE, metric=0)]
+    metric = layout.POD_METRIC_BASE + plan.pod_table_id
+    return [
+        *messages.pod_routes(pod_index, gateway, table_id=plan.pod_table_id, metric=0),
+        *messages.pod_routes(pod_index, gateway, table_id=layout.MAIN_TABLE, metric=metric),
+    ]
 
 
 def unwire(route: NetlinkSocket, key: AttachmentKey, addresses: Sequence[Address], ifindex: int | None) -> None:

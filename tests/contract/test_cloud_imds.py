@@ -55,6 +55,7 @@ async def test_the_instance_is_who_ec2_says_it_is() -> None:
     with node() as here:
         async with ImdsMetadata(endpoint=here.imds_endpoint) as metadata:
             assert await metadata.instance() == here.world.instance
+            assert await metadata.vpc_cidrs(here.world.instance.primary_mac) == here.world.instance.vpc_cidrs
             assert await metadata.subnet_cidr(here.world.instance.primary_mac) == NODE_SUBNET
             assert await metadata.subnet_cidr(Mac("02:ff:ff:ff:ff:ff")) is None
 

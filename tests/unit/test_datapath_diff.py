@@ -215,8 +215,8 @@ def _says(memory: HostMemory, kind: int, payload: memoryview) -> bool | None:
 @pytest.mark.parametrize("change", ["ifname", "alias", "mac", "mtu", "group", "up"])
 def test_a_link_is_as_made_until_something_of_it_is_not(memory: HostMemory, change: str) -> None:
     assert _says(memory, messages.RTM_NEWLINK, _link_payload(POD_LINK)) is True
-    wrong: Any = {"ifname": "x", "alias": "x", "mac": Mac("02:00:00:00:00:99"), "mtu": 1, "group": 1, "up": False}[change]
-    changed = dataclasses.replace(POD_LINK, **{change: wrong})
+    wrong: dict[str, Any] = {"ifname": "x", "alias": "x", "mac": POD_MAC, "mtu": 1, "group": 1, "up": False}
+    changed = dataclasses.replace(POD_LINK, **{change: wrong[change]})
     assert _says(memory, messages.RTM_NEWLINK, _link_payload(changed)) is False
     memory.forget_pod(SIDE.key)
     assert _says(memory, messages.RTM_NEWLINK, _link_payload(changed)) is None

@@ -92,11 +92,12 @@ def test_link_requests() -> None:
 )
 def test_pod_side(address: Address, gateway: str, family: int, bits: int) -> None:
     next_hop = type(address)(gateway)
-    near, far = (_decoded(rtmsg, each) for each in messages.pod_routes(3, next_hop))
-    assert (near["family"], near["dst_len"], near["table"], near["scope"], near["type"]) == (family, bits, 254, 253, 1)
+    near, far = (_decoded(rtmsg, each) for each in messages.pod_routes(3, next_hop, table_id=7, metric=1007))
+    assert (near["family"], near["dst_len"], near["scope"], near["type"]) == (family, bits, 253, 1)
     assert (near.get("RTA_DST"), near.get("RTA_OIF"), near.get("RTA_GATEWAY")) == (gateway, 3, None)
-    assert (far["family"], far["dst_len"], far["table"], far["scope"], far["type"]) == (family, 0, 254, 0, 1)
+    assert (far["family"], far["dst_len"], far["scope"], far["type"]) == (family, 0, 0, 1)
     assert (far.get("RTA_DST"), far.get("RTA_OIF"), far.get("RTA_GATEWAY")) == (None, 3, gateway)
+    assert {(each.get("RTA_TABLE"), each.get("RTA_PRIORITY")) for each in (near, far)} == {(7, 1007)}
 
     added = _decoded(ifaddrmsg, messages.add_pod_address(3, address))
     assert (added["family"], added["prefixlen"], added["index"], added["scope"]) == (family, bits, 3, 0)

@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 NODES ?= 2
-.PHONY: help setup demo test check format lab lab-down openapi bench bench-pool lock
+.PHONY: help setup demo test check format lab lab-down openapi bench bench-pool bench-release lock
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ bench: setup ## time whole-process ADD and DEL beside ptp + host-local; writes d
 
 bench-pool: setup ## replay the warm pool beside a model of the AWS plugin's; writes docs/performance.md
 	@$(PYTHON) -m bench.pool
+
+bench-release: setup ## what a DEL spends on the connections of its address
+	@$(PYTHON) -m bench.release
 
 lock: setup ## write the lock files anew from pyproject.toml (needs uv)
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

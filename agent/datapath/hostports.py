@@ -114,7 +114,8 @@ def install_text(host_ports: Collection[HostPort]) -> str:
 
 
 class HostPorts:
-    """The maps in the kernel. Thread-safe: one socket, one lock. Blocking.
+    """The maps in the kernel, beginning with what an earlier agent left in them. Thread-safe: one socket, one lock.
+    Blocking, but for `of`.
 
     Raises, everywhere: NetlinkRefused, ENOENT while there is no table; OSError.
     """
@@ -122,17 +123,8 @@ class HostPorts:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._socket = ElementSocket()
+        self._loaded = False
         self._held: dict[IPv4Address, tuple[HostPort, ...]] = {}
-
-    def load(self) -> None:
-        """Take over what an earlier agent left in the kernel."""
-        with self._lock:
-            for name in (layout.HOST_PORT_MAP, layout.HOST_PORT_IP_MAP):
-                for element in self._socket.read(name):
-                    found = host_port_of(element)
-                    if found is not None:
-                        others = self._held.get(found.pod_address, ())
-                        self._held[found.pod_address] = (*(one for one in others if one != found), found)
 
     def claim(self, holder: Holder, addresses: Sequence[Address], mappings: Sequence[PortMapping]) -> bool:
         """Let the node's ports lead to the holder's IPv4 address, and no others; whether anything changed.
@@ -142,7 +134,7 @@ class HostPorts:
         pod_address = next((address for address in addresses if isinstance(address, IPv4Address)), None)
         if pod_address is None:
             return False
-        with self._lock:
+        with self._opened():
             before = self._held.get(pod_address, ())
             owner = owner_of(holder)
             wanted = tuple(HostPort(mapping=each, pod_address=pod_address, owner=owner) for each in mappings)
@@ -159,7 +151,7 @@ class HostPorts:
 
     def release(self, addresses: Sequence[Address]) -> None:
         """Give up the ports of these pods."""
-        with self._lock:
+        with self._opened():
             held = {
                 each: self._held.pop(each) for each in addresses if isinstance(each, IPv4Address) and each in self._held
             }
@@ -173,7 +165,7 @@ class HostPorts:
 
     def keep_only(self, addresses: Collection[Address]) -> tuple[HostPort, ...]:
         """Give up the ports of pods that have none of these addresses; which those were."""
-        with self._lock:
+        with self._opened():
             gone = tuple(one for address, ports in self._held.items() if address not in addresses for one in ports)
             self._held = {address: ports for address, ports in self._held.items() if address in addresses}
             if gone:
@@ -181,7 +173,7 @@ class HostPorts:
             return gone
 
     def of(self, addresses: Sequence[Address]) -> tuple[HostPort, ...]:
-        """What these pods have."""
+        """What these pods have, as far as it is known yet: it asks nobody."""
         return tuple(one for each in addresses if isinstance(each, IPv4Address) for one in self._held.get(each, ()))
 
     def difference(self, addresses: Sequence[Address], mappings: Sequence[PortMapping]) -> str | None:
@@ -201,18 +193,30 @@ class HostPorts:
 
     def heal(self) -> int:
         """Make the kernel's maps what they should be; the number of elements that were not."""
-        with self._lock:
+        with self._opened():
             return self._sync()
 
     @contextmanager
     def frozen(self) -> Iterator[tuple[HostPort, ...]]:
         """Everything held, while nobody can change it: for replacing the table around it."""
-        with self._lock:
+        with self._opened():
             yield self._all()
 
     def close(self) -> None:
         with self._lock:
             self._socket.close()
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        with self._lock:
+            if not self._loaded:
+                for name in (layout.HOST_PORT_MAP, layout.HOST_PORT_IP_MAP):
+                    for element in self._socket.read(name):
+                        found = host_port_of(element)
+                        if found is not None:
+                            self._held[found.pod_address] = (*self._held.get(found.pod_address, ()), found)
+                self._loaded = True
+            yield
 
     def _all(self) -> tuple[HostPort, ...]:
         return tuple(one for ports in self._held.values() for one in ports)

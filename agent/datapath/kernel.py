@@ -80,7 +80,6 @@ class KernelDatapath:
         primary_ifname = await self._threads.with_route(
             "preparing the node", enis.prepare_node, instance.primary_mac, self._policy
         )
-        await self._threads.netlink("reading the host ports", self._host_ports.load)
         await self._threads.nftables(
             "preparing the table",
             self._firewall.prepare,

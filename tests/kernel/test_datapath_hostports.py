@@ -237,6 +237,25 @@ async def test_a_restart_finds_the_mappings_and_drops_the_orphaned(node: Node) -
             assert _asks(node.fabric, server, NODE, 8001, source=str(INTERNET)) == INTERNET
 
 
+async def test_an_agent_that_is_not_prepared_yet_takes_no_mapping_away(node: Node) -> None:
+    """A DEL may come before anything else; and the loop that heals looks at once."""
+    pod = node.container()
+    async with datapath_running() as first:
+        staying = _with_ports(node.wiring(pod, PRIMARY_PODS[0], pod="kept"), _mapping(8001))
+        going = _with_ports(node.wiring(node.container(), PRIMARY_PODS[1], pod="going"), _mapping(8002))
+        for wiring in (staying, going):
+            await first.wire(wiring)
+    second = KernelDatapath(DatapathPolicy(names_directory=None))
+    try:
+        assert await second._heal_ports() is None
+        await second.unwire(going.holder.key, going.addresses, 0)
+        listed = node.netns.run("nft", "list", "map", "inet", "enoki", "hostport4")
+        assert "8001" in listed
+        assert "8002" not in listed
+    finally:
+        second.close()
+
+
 async def test_mappings_survive_a_rebuild_of_the_table(node: Node) -> None:
     pod = node.container()
     async with datapath_running() as first:

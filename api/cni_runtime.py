@@ -71,10 +71,10 @@ def _port_mappings(value: object) -> tuple[HostPort, ...]:
 def _port_mapping(entry: object) -> HostPort | None:
     if not isinstance(entry, dict):
         _refuse("an entry of `runtimeConfig.portMappings` must be an object")
-    protocol = entry.get("protocol") or "tcp"
+    protocol = _member(entry, "protocol") or "tcp"
     if not isinstance(protocol, str) or protocol.lower() not in _PROTOCOLS:
         _refuse(f"`protocol` of a port mapping must be {', '.join(_PROTOCOLS)}", ascii(protocol)[:100])
-    host_ip = entry.get("hostIP") or "0.0.0.0"
+    host_ip = _member(entry, "hostIP") or "0.0.0.0"
     try:
         address = ip_address(host_ip if isinstance(host_ip, str) else "")
     except (AddressValueError, ValueError):
@@ -99,10 +99,17 @@ def _same_port(one: HostPort, other: HostPort) -> bool:
 
 
 def _port(entry: Mapping[str, Any], name: str) -> int:
-    value = entry.get(name)
+    value = _member(entry, name)
     if type(value) is not int or not 1 <= value <= 65535:
         _refuse(f"`{name}` of a port mapping must be a number from 1 to 65535", ascii(value)[:100])
     return value
+
+
+def _member(members: Mapping[str, Any], name: str) -> Any:
+    """Whatever its case: containerd writes `HostPort` and `IngressRate`, and Go reads either."""
+    if name in members:
+        return members[name]
+    return next((value for key, value in members.items() if key.lower() == name.lower()), None)
 
 
 def _limit(bandwidth: Mapping[str, Any], direction: str) -> RateLimit | None:
@@ -118,7 +125,7 @@ def _limit(bandwidth: Mapping[str, Any], direction: str) -> RateLimit | None:
 
 
 def _bits(bandwidth: Mapping[str, Any], name: str, most: int) -> int:
-    value = bandwidth.get(name) or 0
+    value = _member(bandwidth, name) or 0
     if type(value) is not int or not 0 <= value <= most:
         _refuse(f"`{name}` of the bandwidth must be a number of bits from 0 to {most}", ascii(value)[:100])
     return value

@@ -117,6 +117,8 @@ class Healer:
         self._heal_node = heal_node
         self._heal_table = heal_table
         self._heal_ports = heal_ports
+        # Apart, because the node's is used in a thread.
+        self._node_damping = Damping()
         self._damping = Damping()
         self._node_woken = asyncio.Event()
         self._table_woken = asyncio.Event()
@@ -166,7 +168,7 @@ class Healer:
             await asyncio.sleep(GATHER_S if again_s == math.inf else GATHER_CONTESTED_S)
 
     async def _node(self) -> float:
-        turn = await self._heal_node(self._damping)
+        turn = await self._heal_node(self._node_damping)
         self._tell(turn.repairs)
         return turn.again_s
 

@@ -103,8 +103,16 @@ class Containerd:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._undo.close()
 
-    def run_pod(self, name: str, *, namespace: str = "default") -> SandboxStatus:
-        """Run a sandbox as the kubelet does for a pod; its status, with its addresses.
+    def run_pod(
+        self,
+        name: str,
+        *,
+        namespace: str = "default",
+        host_ports: Mapping[int, int] | None = None,
+        annotations: Mapping[str, str] | None = None,
+    ) -> SandboxStatus:
+        """Run a sandbox as the kubelet does for a pod; its status, with its addresses. For the rest see
+        `SandboxConfig`.
 
         Raises: CriFailed with the CNI plugin's text in it.
         """
@@ -114,6 +122,8 @@ class Containerd:
             uid=str(uuid.uuid4()),
             cgroup_parent=f"/{self.plan.name}",
             log_directory=self.directory / "pods" / f"{namespace}_{name}",
+            host_ports=host_ports or {},
+            annotations=annotations or {},
         )
         return self.cri.sandbox_status(self.cri.run_sandbox(config))
 

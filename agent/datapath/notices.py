@@ -30,6 +30,12 @@ _ALL_LINKS: Final = -1
 _NETCONF_HEADER_BYTES: Final = 4
 """struct netconfmsg is one byte, padded (include/uapi/linux/netconf.h)."""
 
+_ADDRESS_HEADER_BYTES: Final = 8
+_ADDRESS_LOCAL: Final = 2
+_RULE_HEADER_BYTES: Final = 12
+_RULE_PROTOCOL: Final = 21
+"""struct ifaddrmsg and struct fib_rule_hdr (include/uapi/linux/{if_addr,fib_rules}.h)."""
+
 _QDISC_IFINDEX: Final = struct.Struct("=4xi")
 _INT: Final = struct.Struct("=i")
 
@@ -65,7 +71,15 @@ def notice_of(kind: int, payload: memoryview, memory: HostMemory) -> Notice | No
         side = memory.side_of(ifindex)
         # Its rate is not looked at here: a new one may be another.
         return None if side is None or side.to_pod is None else Notice(about=("qdisc", ifindex), as_made=False)
-    return Notice(about=("others", kind), as_made=False) if kind in (_RTM_DELADDR, _RTM_DELRULE) else None
+    if kind == _RTM_DELADDR:
+        found = dict(attributes(payload, _ADDRESS_HEADER_BYTES))
+        ours = memory.has_eni_address(bytes(found.get(_ADDRESS_LOCAL, b"")))
+        return Notice(about=("address", kind), as_made=False) if ours else None
+    if kind == _RTM_DELRULE:
+        found = dict(attributes(payload, _RULE_HEADER_BYTES))
+        ours = bytes(found.get(_RULE_PROTOCOL, b"")) == bytes((layout.PROTOCOL,))
+        return Notice(about=("rule", kind), as_made=False) if ours else None
+    return None
 
 
 class Disturbed(Enum):

@@ -11,7 +11,7 @@ import pytest
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 
-from agent.datapath import damping, messages
+from agent.datapath import cold, damping, messages
 from agent.datapath.damping import Damping
 from agent.datapath.desired import Bucket, EniPlan, HostSide, NodeDesired, RuleSpec
 from agent.datapath.diff import (
@@ -274,6 +274,14 @@ def test_settings(memory: HostMemory) -> None:
     assert _says(memory, 80, _netconf(-1, forwarding=0)) is False
     assert _says(memory, 80, _netconf(-1, rp_filter=0)) is None
     assert _says(memory, 80, _netconf(77, rp_filter=0, forwarding=0)) is None
+
+
+def test_rules_and_addresses_of_others_are_nobodys_business(memory: HostMemory) -> None:
+    for rule, says in ((cold.delete_rule(RULE), False), (cold.delete_rule(RULE)[:-8], None)):
+        assert _says(memory, 33, _body(rule)) is says
+    ours = _body(cold.add_eni_address(3, ENI))
+    other = _body(cold.add_eni_address(3, dataclasses.replace(ENI, address=POD)))
+    assert (_says(memory, 21, ours), _says(memory, 21, other)) == (False, None)
 
 
 def _nft(kind: int, table: bytes, name: bytes = b"") -> Disturbed:

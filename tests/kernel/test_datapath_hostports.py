@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
+import struct
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -156,6 +157,38 @@ async def test_streams_reach_a_host_port(node: Node, datapath: KernelDatapath, t
                     assert accepted.recv(5) == b"hello"
                 if seen_as is not None:
                     assert ip_address(peer[0]) == seen_as
+
+
+def _sctp_init(source_port: int, destination_port: int) -> bytes:
+    """An INIT chunk (RFC 9260, sections 3.1 and 3.3.2): conntrack makes an entry of nothing less."""
+    chunk = struct.pack(">BBHIIHHI", 1, 0, 20, 0x1234, 65536, 1, 1, 0x5678)
+    bare = struct.pack(">HHII", source_port, destination_port, 0, 0) + chunk
+    return bare[:8] + struct.pack("<I", _crc32c(bare)) + bare[12:]
+
+
+def _crc32c(data: bytes) -> int:
+    remainder = 0xFFFFFFFF
+    for byte in data:
+        remainder ^= byte
+        for _ in range(8):
+            remainder = remainder >> 1 ^ (0x82F63B78 if remainder & 1 else 0)
+    return remainder ^ 0xFFFFFFFF
+
+
+async def test_an_sctp_packet_reaches_a_host_port(node: Node, datapath: KernelDatapath) -> None:
+    """By raw sockets, so that it runs where the kernel has no SCTP of its own; a router needs none."""
+    pod = node.container()
+    await datapath.wire(_with_ports(node.wiring(pod, PRIMARY_PODS[0]), _mapping(8132, Transport.SCTP)))
+    with (
+        _socket(pod, socket.SOCK_RAW, protocol=socket.IPPROTO_SCTP) as server,
+        _socket(node.fabric, socket.SOCK_RAW, (str(INTERNET), 0), socket.IPPROTO_SCTP) as client,
+    ):
+        client.sendto(_sctp_init(4000, 8133), (str(NODE), 0))
+        client.sendto(_sctp_init(4000, 8132), (str(NODE), 0))
+        packet, (source, _) = server.recvfrom(200)
+        header_bytes = (packet[0] & 0x0F) * 4
+        assert struct.unpack_from(">HH", packet, header_bytes) == (4000, 7000)
+        assert IPv4Address(source) == INTERNET
 
 
 async def test_sctp_mappings_are_written_as_the_firewall_lists_them(node: Node, datapath: KernelDatapath) -> None:

@@ -51,11 +51,15 @@ class NodeSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """What every operation says of itself. pod: the host veth it is about, 0 for the node's own."""
+    """What every operation says of itself.
+
+    pod: the host veth it is about; table_id: of the secondary ENI it is about. 0 for neither.
+    """
 
     subject: str
     found: str
     pod: int = 0
+    table_id: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,16 +173,17 @@ def _node(desired: NodeDesired, seen: NodeSeen) -> Iterator[Operation]:
     if not seen.forwarding:
         yield EnableForwarding(subject="net.ipv4.ip_forward", found="it is 0")
     for rule in desired.rules:
-        yield from _rule(rule, seen)
+        yield from _rule(rule, seen, table_id=0)
     link = eni_link(desired.primary_mac, seen.links)
     if link is not None:
         yield from _eni_link(link, desired.eni_mtu, seen)
 
 
-def _rule(rule: RuleSpec, seen: NodeSeen) -> Iterator[Operation]:
+def _rule(rule: RuleSpec, seen: NodeSeen, *, table_id: int) -> Iterator[Operation]:
     if rule not in seen.rules:
         selector = f" to {rule.destination}" if rule.destination else f" from {rule.source}" if rule.source else ""
-        yield AddRule(subject=f"rule {rule.pref}{selector} lookup {rule.table_id}", found="it is missing", rule=rule)
+        subject = f"rule {rule.pref}{selector} lookup {rule.table_id}"
+        yield AddRule(subject=subject, found="it is missing", table_id=table_id, rule=rule)
 
 
 def _eni(eni: EniPlan, eni_mtu: int, seen: NodeSeen) -> Iterator[Operation]:
@@ -188,18 +193,23 @@ def _eni(eni: EniPlan, eni_mtu: int, seen: NodeSeen) -> Iterator[Operation]:
     yield from _eni_link(link, eni_mtu, seen)
     if eni.address not in seen.eni_addresses.get(link.ifindex, frozenset()):
         yield PutEniAddress(
-            subject=f"address {eni.address} on {link.ifname}", found="it is missing", ifindex=link.ifindex, eni=eni
+            subject=f"address {eni.address} on {link.ifname}",
+            found="it is missing",
+            table_id=eni.table_id,
+            ifindex=link.ifindex,
+            eni=eni,
         )
     routes = {(one.destination, one.gateway, one.ifindex) for one in seen.eni_routes.get(eni.table_id, ())}
     if not {(eni.gateway, None, link.ifindex), (None, eni.gateway, link.ifindex)} <= routes:
         yield PutEniRoutes(
             subject=f"routes of table {eni.table_id}",
             found=f"gateway or default by {link.ifname} is missing",
+            table_id=eni.table_id,
             ifindex=link.ifindex,
             eni=eni,
         )
     for rule in eni.rules:
-        yield from _rule(rule, seen)
+        yield from _rule(rule, seen, table_id=eni.table_id)
 
 
 def _eni_link(link: LinkSeen, eni_mtu: int, seen: NodeSeen) -> Iterator[Operation]:

@@ -84,8 +84,8 @@ class Firewall:
         self._change("replacing the VPC's CIDRs", schema.set_vpc_cidrs(self._vpc_cidrs))
 
     def add_eni(self, index: int) -> None:
-        self._eni_indexes.add(index)
         self._change(f"adding the chain of ENI {index}", schema.add_eni(index))
+        self._eni_indexes.add(index)
 
     def delete_eni(self, index: int) -> None:
         """Success when it is not there."""

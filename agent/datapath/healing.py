@@ -85,7 +85,7 @@ def _repair(
 ) -> Repair | None:
     error = ""
     try:
-        if not memory.while_wanted(operation.pod, lambda: carry_out(route, operation)):
+        if not memory.while_wanted(operation.pod, operation.table_id, lambda: carry_out(route, operation)):
             return None
     except NetlinkRefused as exc:
         if exc.errno in _GONE:

@@ -16,7 +16,9 @@ from agent.datapath import compare, conntrack, enis, names, pods, seen, shaping,
 from agent.datapath.cooling import CoolingSet
 from agent.datapath.damping import Damping
 from agent.datapath.desired import (
+    EniPlan,
     HostSide,
+    PodPlan,
     describe_wiring,
     eni_table_id,
     holder_of,
@@ -127,8 +129,7 @@ class KernelDatapath:
         if eni.is_primary:
             return
         plan = plan_eni(eni)
-        self._memory.forget_eni(plan)
-        await self._threads.with_route(f"forgetting {eni.eni_id}", enis.forget_eni, plan)
+        await self._threads.with_route(f"forgetting {eni.eni_id}", self._forget_eni, plan)
         await self._threads.nftables(f"forgetting {eni.eni_id}", self._firewall.delete_eni, plan.index)
 
     async def wire(self, wiring: PodWiring) -> Wired:
@@ -137,14 +138,12 @@ class KernelDatapath:
         # Ports before the route: the route commits, and the next start drops a port whose pod has no route.
         claimed = await self._claim_ports(what, wiring)
         try:
-            ifindex = await self._threads.with_route(
-                what, pods.wire, plan, self._ifindexes, time.monotonic() + DEADLINE_S
-            )
+            key, expires_at_s = wiring.holder.key, time.monotonic() + DEADLINE_S
+            await self._threads.with_route(what, self._wire, key, plan, expires_at_s)
         except BaseException:
             if claimed:
                 await self._with_table(f"undoing {what}", self._host_ports.release, wiring.addresses)
             raise
-        self._memory.pod(host_side(wiring.holder.key, plan, ifindex))
         return describe_wiring(wiring, self._policy)
 
     async def unwire(self, key: AttachmentKey, addresses: Sequence[Address], cooldown_s: float) -> None:
@@ -197,8 +196,19 @@ class KernelDatapath:
         self._cooling.close()
         self._host_ports.close()
 
+    # What changes both the kernel and the memory runs in a netlink thread: the event loop waits for no lock. A repair
+    # does not come between where the lock is held.
+
+    def _wire(self, route: NetlinkSocket, key: AttachmentKey, plan: PodPlan, expires_at_s: float) -> None:
+        ifindex = pods.wire(route, plan, self._ifindexes, expires_at_s)
+        self._memory.pod(host_side(key, plan, ifindex))
+
+    def _forget_eni(self, route: NetlinkSocket, plan: EniPlan) -> None:
+        with self._memory.lock:
+            self._memory.forget_eni(plan)
+            enis.forget_eni(route, plan)
+
     def _unwire(self, route: NetlinkSocket, key: AttachmentKey, addresses: Sequence[Address]) -> None:
-        # Under the lock: no repair brings the route back.
         with self._memory.lock:
             pods.unwire(route, key, addresses, self._memory.forget_pod(key))
 

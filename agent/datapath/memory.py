@@ -14,7 +14,8 @@ from agent.ipam.model import AttachmentKey, Mac
 
 
 class HostMemory:
-    """Read anywhere; changed under `lock` where a repair must not come between."""
+    """Read anywhere. Changed under `lock` where a repair must not come between; a thread may hold it for some
+    milliseconds, so the event loop never takes it."""
 
     def __init__(self, eni_mtu: int) -> None:
         self.lock = threading.RLock()
@@ -63,13 +64,9 @@ class HostMemory:
             return ifindex
 
     def forget_link(self, ifindex: int) -> None:
-        """The kernel says that it is gone."""
-        if ifindex in self._pods:
-            with self.lock:
-                self._forget_index(ifindex)
-
-    def ifindex_of(self, key: AttachmentKey) -> int | None:
-        return self._by_key.get(key)
+        """The kernel says that it is gone. Without the lock, which a thread may hold for a while: the event loop calls
+        this, and a repair of a link that is gone fails by itself."""
+        self._forget_index(ifindex)
 
     def side_of(self, ifindex: int) -> HostSide | None:
         return self._pods.get(ifindex)
@@ -105,10 +102,11 @@ class HostMemory:
                 pods=tuple(self._pods.values()),
             )
 
-    def while_wanted(self, pod: int, work: Callable[[], None]) -> bool:
-        """Do `work` unless the pod (0 for the node itself) has been forgotten meanwhile; whether it was done."""
+    def while_wanted(self, pod: int, table_id: int, work: Callable[[], None]) -> bool:
+        """Do `work` unless the pod or the ENI it is for (0: for neither) has been forgotten meanwhile; whether it was
+        done."""
         with self.lock:
-            if pod and pod not in self._pods:
+            if (pod and pod not in self._pods) or (table_id and table_id not in self._enis):
                 return False
             work()
             return True

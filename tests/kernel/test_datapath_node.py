@@ -246,8 +246,8 @@ async def test_a_vpc_without_cidrs_is_refused(node: Node, datapath: KernelDatapa
 
 
 async def test_a_refused_transaction_says_what_nftables_said(node: Node) -> None:
-    cooling = CoolingSet()
-    firewall = Firewall(DatapathPolicy(names_directory=None), cooling, HostPorts())
+    cooling, host_ports = CoolingSet(), HostPorts()
+    firewall = Firewall(DatapathPolicy(names_directory=None), cooling, host_ports)
     try:
         with pytest.raises(KernelFailed, match=r"nftables: replacing the VPC's CIDRs: .*No such file"):
             firewall.set_vpc_cidrs([VPC])
@@ -256,6 +256,7 @@ async def test_a_refused_transaction_says_what_nftables_said(node: Node) -> None
             firewall.add_eni(-1)
     finally:
         cooling.close()
+        host_ports.close()
 
 
 async def test_names_are_installed_for_iproute2(node: Node, tmp_path: Path) -> None:

@@ -20,14 +20,17 @@ from agent.datapath.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, split
 from agent.datapath.notices import Disturbed, Notice, disturbed_of_table, notice_of
 from agent.ipam.model import Address, Mac
 
-_ROUTE_GROUPS: Final = 0x1 | 0x4 | 0x8 | 0x10 | 0x40 | 0x80 | 0x400 | 0x80000 | 1 << 23
-"""RTNLGRP_LINK, _NEIGH, _TC, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_ROUTE, _IPV6_RULE, _IPV4_NETCONF
-(include/uapi/linux/rtnetlink.h)."""
+_ROUTE_GROUPS: Final = 0x1 | 0x4 | 0x8 | 0x10 | 0x40 | 0x80 | 1 << 23
+"""RTNLGRP_LINK, _NEIGH, _TC, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV4_NETCONF (include/uapi/linux/rtnetlink.h).
+IPv6 makes half a dozen routes of its own for every link; what of ours is changed there is found by the regular look."""
 _NFTABLES_GROUP: Final = 1 << 6
 """NFNLGRP_NFTABLES (include/uapi/linux/netfilter/nfnetlink.h)."""
 _SO_RCVBUFFORCE: Final = 33
 _BUFFER_BYTES: Final = 4 << 20
 """About 2,000 link events: what a node with a full set of pods sends when all of them go at once."""
+
+_TOGETHER_S: Final = 0.005
+_TOGETHER_COUNT: Final = 256
 
 _SUSPENSE_S: Final = 0.02
 """From a notification of something that is not as it was made to the belief in it: our own changes come in several
@@ -45,6 +48,15 @@ def _listening(protocol: int, groups: int) -> socket.socket:
         made.close()
         raise
     return made
+
+
+def _pending(notifications: socket.socket) -> Iterator[bytes]:
+    """What has arrived by now, a bounded share of it. Raises: OSError, ENOBUFS for an overrun."""
+    for _ in range(_TOGETHER_COUNT):
+        try:
+            yield notifications.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return
 
 
 class Monitor:
@@ -114,14 +126,17 @@ class Monitor:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                datagram = await loop.sock_recv(notifications, _RECEIVE_BYTES)
+                deliver(await loop.sock_recv(notifications, _RECEIVE_BYTES))
+                # The rest of a change comes within milliseconds; read it together, when whoever makes the change (an
+                # ADD of ours, most likely) is done with it.
+                await asyncio.sleep(_TOGETHER_S)
+                for datagram in _pending(notifications):
+                    deliver(datagram)
             except OSError as exc:
                 if exc.errno != errno.ENOBUFS:
                     raise
                 # Events were lost: anything may have happened.
                 lost()
-                continue
-            deliver(datagram)
 
     def _deliver(self, datagram: bytes) -> None:
         vanished = False

@@ -120,6 +120,7 @@ class MemoryEc2:
         self.kernel = kernel
         self.enis: dict[EniId, Eni] = {}
         self.subnet_free: dict[SubnetId, int] = {SUBNET: 10_000}
+        self.prefixes_left = 500
         self.held: Callable[[], set[Address]] = set
         self.calls: list[Call] = []
         self.failures: dict[str, deque[AgentError]] = {}
@@ -158,6 +159,7 @@ class MemoryEc2:
     ) -> Eni:
         assert security_groups
         await self._request("create")
+        self._take_prefixes(subnet_id, kind, count)
         self._take(subnet_id, count * kind.address_count + 1, "create")
         assert 1 <= count <= self.type_limits.slots
         assert len(self.enis) < self.type_limits.eni_count, "more ENIs than the type allows"
@@ -188,6 +190,7 @@ class MemoryEc2:
         await self._request("assign")
         eni = self.enis[eni_id]
         assert 1 <= count <= self.type_limits.slots - len(eni.blocks), "more addresses than the ENI takes"
+        self._take_prefixes(eni.subnet_id, kind, count)
         self._take(eni.subnet_id, count * kind.address_count, "assign")
         blocks = self._new(kind, count)
         self.enis[eni_id] = replace(eni, blocks=eni.blocks + blocks)
@@ -221,6 +224,13 @@ class MemoryEc2:
             self.calls[-1] = replace(self.calls[-1], refused=True)
             raise CloudLimit(Cause.SUBNET_EXHAUSTED, f"{action}: subnet {subnet_id} is full", remedy="a larger subnet")
         self.subnet_free[subnet_id] -= count
+
+    def _take_prefixes(self, subnet_id: SubnetId, kind: BlockKind, count: int) -> None:
+        if kind is BlockKind.IPV4_PREFIX:
+            if self.prefixes_left < count:
+                self.calls[-1] = replace(self.calls[-1], refused=True)
+                raise CloudLimit(Cause.SUBNET_FRAGMENTED, f"subnet {subnet_id} has no {count} whole /28")
+            self.prefixes_left -= count
 
     def _new(self, kind: BlockKind, count: int) -> tuple[Block, ...]:
         if kind is BlockKind.IPV4_PREFIX:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Collection, Container
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +135,23 @@ class Ec2:
         )
 
     def pod_addresses(self, node: LabNode) -> set[str]:
-        """Secondary addresses of every ENI of a node."""
+        """Secondary addresses of every ENI of a node, those of prefixes included."""
+        every = [address for eni in self._enis(node) for address in eni["PrivateIpAddresses"]]
+        single = {address["PrivateIpAddress"] for address in every if not address["Primary"]}
+        return single | {str(address) for prefix in self.prefixes(node) for address in prefix}
+
+    def prefixes(self, node: LabNode) -> set[IPv4Network]:
+        """The /28 prefixes of every ENI of a node."""
+        return {IPv4Network(one["Ipv4Prefix"]) for eni in self._enis(node) for one in eni.get("Ipv4Prefixes", ())}
+
+    def prefix_of(self, node: LabNode, address: str) -> IPv4Network | None:
+        """The prefix an address is part of; None for a single address."""
+        return next((prefix for prefix in self.prefixes(node) if IPv4Address(address) in prefix), None)
+
+    def _enis(self, node: LabNode) -> list[Any]:
         of_node = [{"Name": "attachment.instance-id", "Values": [node.instance_id]}]
-        enis = self._client.describe_network_interfaces(Filters=of_node)["NetworkInterfaces"]
-        every = [address for eni in enis for address in eni["PrivateIpAddresses"]]
-        return {address["PrivateIpAddress"] for address in every if not address["Primary"]}
+        found: list[Any] = self._client.describe_network_interfaces(Filters=of_node)["NetworkInterfaces"]
+        return found
 
 
 # ---- all three

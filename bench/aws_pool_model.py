@@ -37,14 +37,15 @@ _Work = Generator[float, None, None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AwsTargets:
-    """The plugin's settings: WARM_ENI_TARGET, WARM_IP_TARGET, MINIMUM_IP_TARGET, WARM_PREFIX_TARGET and
-    ENABLE_PREFIX_DELEGATION."""
+    """The plugin's settings: WARM_ENI_TARGET, WARM_IP_TARGET, MINIMUM_IP_TARGET, WARM_PREFIX_TARGET,
+    ENABLE_PREFIX_DELEGATION and AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG."""
 
     warm_eni: int = 1
     warm_ip: int = 0
     minimum_ip: int = 0
     warm_prefix: int = 1
     prefixes: bool = False
+    custom_networking: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +155,8 @@ class AwsNode:
         yield self._call("CreateTags")
         yield self._call("DescribeSubnets")
         self.have_primary()
-        yield self._call("ModifyNetworkInterfaceAttribute")
+        if not self._targets.custom_networking:
+            yield self._call("ModifyNetworkInterfaceAttribute")
         if self._is_low():
             yield from self._grow()
         self.spawn(self.manage())
@@ -256,7 +258,7 @@ class AwsNode:
         wanted = self._wanted_count()
         for eni in self._store.shuffled(self._store.enis) if wanted else ():
             room = self._capacity.slots - len(eni.blocks)
-            if room <= 0:
+            if room <= 0 or (eni.primary and self._targets.custom_networking):
                 continue
             yield self._call("AssignPrivateIpAddresses")
             if self.refusal is None:
@@ -270,7 +272,8 @@ class AwsNode:
             yield from self._add_eni(min(wanted, self._capacity.slots))
 
     def _add_eni(self, count: int) -> _Work:
-        yield self._call("DescribeSubnets")
+        if not self._targets.custom_networking:
+            yield self._call("DescribeSubnets")
         yield self._call("CreateNetworkInterface")
         if self.refusal is Refusal.SUBNET_FULL:
             self._refused_s = self.now_s

@@ -14,8 +14,8 @@ from itertools import count
 
 from agent.attachments import AttachmentPolicy, Attachments, AttachRequest
 from agent.errors import AgentError
-from agent.ipam.model import AttachmentKey, Holder
-from agent.ipam.plan import PoolPolicy, Surroundings
+from agent.ipam.model import AttachmentKey, Holder, SubnetId
+from agent.ipam.plan import EniSite, PoolPolicy, Surroundings
 from agent.ipam.pool import Pool
 from agent.ipam.recovery import recover
 from agent.runtime.reconciler import Reconciler
@@ -34,6 +34,8 @@ _TURN_S = 60.0
 _LAUNCH_S = 60.0
 """From the launch of a machine until its agent starts."""
 _SUBNET = IPv4Network("10.0.0.0/20")
+_POD_SUBNET = IPv4Network("10.0.16.0/20")
+"""Of the ENIConfig, with custom networking."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,8 +64,10 @@ class EnokiNode:
         self._random = random.Random(seed)
         self._group = group
         self._clock = asyncio.get_running_loop().time
-        self._vpc = Vpc(VpcConfig(seed=seed, subnets=(SubnetConfig(cidr=_SUBNET),)), timings=REALISTIC_TIMINGS)
-        self._subnet_id = next(iter(self._vpc.state.subnets))
+        subnets = (SubnetConfig(cidr=_SUBNET), *([SubnetConfig(cidr=_POD_SUBNET)] if targets.custom_networking else []))
+        self._vpc = Vpc(VpcConfig(seed=seed, subnets=subnets), timings=REALISTIC_TIMINGS)
+        self._subnet_id, *pod_subnets = self._vpc.state.subnets
+        self._site = EniSite(subnet_id=SubnetId(pod_subnets[0])) if pod_subnets else None
         launched_s = self._clock() - _LAUNCH_S
         instance = self._vpc.run_instance(instance_type, self._subnet_id, now_s=launched_s)
         self._instance_id = instance.instance_id
@@ -114,7 +118,7 @@ class EnokiNode:
             wake=loop.wake,
             draw=self._random.random,
         )
-        pool.tell(Surroundings(is_schedulable=self._is_schedulable))
+        self._tell(pool)
         await pool.start()
         attachments = Attachments(
             pool=pool,
@@ -188,7 +192,10 @@ class EnokiNode:
     def cordon(self, *, is_schedulable: bool) -> None:
         """Kubernetes says whether new pods may come."""
         self._is_schedulable = is_schedulable
-        self._running().pool.tell(Surroundings(is_schedulable=is_schedulable))
+        self._tell(self._running().pool)
+
+    def _tell(self, pool: Pool) -> None:
+        pool.tell(Surroundings(is_schedulable=self._is_schedulable, site=self._site))
 
     def fragment_subnet(self) -> None:
         """Others take one address of every /28 that is free as a whole, and keep it."""

@@ -84,6 +84,7 @@ def replay_theirs(trace: Trace, instance_type: str, targets: PoolPolicy, seed: i
         minimum_ip=targets.minimum_ip_target,
         warm_prefix=targets.warm_prefix_target,
         prefixes=targets.prefix_delegation,
+        custom_networking=targets.custom_networking,
     )
     node = AwsNode(capacity(instance_type, targets), wanted, simulator_delays(), seed=seed)
     samples: dict[str, Sample] = {}

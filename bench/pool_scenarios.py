@@ -23,7 +23,6 @@ TARGETS = {
 }
 
 NOT_SUPPORTED = (
-    "custom networking: start (ours knows the site of an ENIConfig, the model of the AWS plugin does not)",
     "IPv6: start, and the wait for a trunk ENI",
     "security groups for pods: the wait for a trunk ENI",
     "pods with interfaces on several network cards: the idle second card",
@@ -66,6 +65,7 @@ def replay(scenario: Scenario) -> Outcome:
 def scenarios() -> Iterator[Scenario]:
     """Every scenario, in the order of the report."""
     yield from _scaling()
+    yield from _custom()
     yield from _steady()
     yield from _trouble()
     for name, targets in TARGETS.items():
@@ -92,6 +92,18 @@ def _scaling() -> Iterator[Scenario]:
                     trace=partial(_scale, pod_count, gap_s),
                     seed_count=20,
                 )
+
+
+def _custom() -> Iterator[Scenario]:
+    for gap_s, how in ((10.0, "one by one"), (0.0, "burst")):
+        yield Scenario(
+            group="scale",
+            name=f"m5.4xlarge, ENIConfig, WARM_IP 5, MIN 10, {how}",
+            instance_type="m5.4xlarge",
+            targets=PoolPolicy(custom_networking=True, warm_ip_target=5, minimum_ip_target=10),
+            trace=partial(_scale, 50, gap_s),
+            seed_count=20,
+        )
 
 
 def _scale(count: int, gap_s: float, seed: int) -> Trace:

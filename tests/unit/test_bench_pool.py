@@ -98,6 +98,12 @@ def test_baseline_an_idle_hour_and_a_restart(eni_count: int, read_count: int) ->
     assert node.calls.total() - calls == 2 * eni_count + 1
 
 
+def test_baseline_custom_networking_starts_with_an_eni() -> None:
+    node = aws_node("m5.4xlarge", AwsTargets(warm_ip=5, minimum_ip=10, custom_networking=True))
+    node.run(300)
+    assert (node.calls.total(), node.eni_count, node.address_count) == (8, 2, 10)
+
+
 def test_baseline_fifty_pods_at_once_wait_for_the_next_look_again_and_again() -> None:
     worst_s = []
     for seed in range(10):
@@ -159,6 +165,21 @@ def test_a_restart_describes_once_and_keeps_what_pods_hold() -> None:
     assert replay.samples["hour"].eni_count == 3
     assert replay.calls("hour", "end") == {"DescribeNetworkInterfaces": 1}
     assert replay.end.address_count == replay.samples["hour"].address_count
+
+
+def test_with_custom_networking_pods_get_addresses_of_the_eniconfigs_subnet() -> None:
+    policy = PoolPolicy(custom_networking=True, warm_ip_target=5, minimum_ip_target=10)
+    replay = replay_ours(traces.scale(5, 0.0, seed=1), "m5.4xlarge", policy, 1)
+    assert replay.samples["before"].calls.total() == 5
+    assert (replay.unserved_count, replay.end.eni_count, replay.end.address_count) == (0, 2, 10)
+
+
+def test_a_subnet_without_a_whole_prefix_serves_ours_and_not_theirs() -> None:
+    trace, policy = traces.fragmented(20, 40), PoolPolicy(prefix_delegation=True)
+    ours, theirs = (replay(trace, "m5.large", policy, 0) for replay in (replay_ours, replay_theirs))
+    assert (ours.unserved_count, ours.end.failed_add_count) == (0, 0)
+    assert theirs.unserved_count > 0
+    assert ours.end.address_count <= theirs.end.address_count
 
 
 def test_pods_that_a_full_subnet_cannot_serve_are_counted() -> None:

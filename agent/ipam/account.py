@@ -100,7 +100,8 @@ def is_stock(seen: Observation, policy: PoolPolicy, eni: EniUsage, kind: BlockKi
 
 def stock_count(seen: Observation, policy: PoolPolicy, eni: EniUsage) -> int:
     """Free addresses of an ENI that count as warm."""
-    return sum(usage.free_count for usage in eni.blocks if is_stock(seen, policy, eni, usage.block.kind))
+    wanted = {kind for kind in BlockKind if is_stock(seen, policy, eni, kind)}
+    return sum(usage.free_count for usage in eni.blocks if usage.block.kind in wanted)
 
 
 def strays(seen: Observation, policy: PoolPolicy, eni: EniUsage) -> list[BlockUsage]:
@@ -108,11 +109,8 @@ def strays(seen: Observation, policy: PoolPolicy, eni: EniUsage) -> list[BlockUs
 
     On an ENI that is not open (any more) that is every free block; they may be of both kinds there.
     """
-    found = [
-        usage
-        for usage in eni.blocks
-        if usage.is_free and not (is_open(eni, policy) and is_stock(seen, policy, eni, usage.block.kind))
-    ]
+    wanted = {kind for kind in BlockKind if is_stock(seen, policy, eni, kind)} if is_open(eni, policy) else set()
+    found = [usage for usage in eni.blocks if usage.is_free and usage.block.kind not in wanted]
     return sorted(found, key=lambda usage: usage.changed_s)
 
 

@@ -13,15 +13,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from agent.ipam.lifecycle import AddressEvent, after
 from agent.ipam.model import (
     Address,
     AddressState,
     Block,
-    BlockKind,
-    BlockUsage,
     Eni,
     EniId,
     EniUsage,
@@ -31,6 +29,7 @@ from agent.ipam.model import (
     serves_pods,
 )
 from agent.ipam.placement import BlockFill, EniFill, PlacementPolicy, choose_block, choose_eni
+from agent.ipam.records import BUSY, Record
 
 CONSISTENCY_S = 30.0
 """How long a describe may lag behind a change. EC2 names no bound; the AWS plugin waits 30 to 60 s for the same."""
@@ -58,43 +57,13 @@ class Entry:
     doubted_s: float | None = None
 
 
-@dataclass(slots=True, kw_only=True)
-class _Tally:
-    """A block's listed addresses: how many there are, how many are busy, and which are free, in order of arrival."""
-
-    listed_count: int = 0
-    busy_count: int = 0
-    free: dict[Address, None] = field(default_factory=dict)
-    changed_s: float = -math.inf
-
-
-@dataclass(slots=True, kw_only=True)
-class _Record:
-    """One ENI and its listed addresses by state, each bucket in order of arrival (a dict as an ordered set)."""
-
-    eni: Eni
-    since_s: float
-    granted_s: float = -math.inf
-    table_id: int | None = None
-    leaving: bool = False
-    buckets: dict[AddressState, dict[Address, None]] = field(
-        default_factory=lambda: {state: {} for state in AddressState}
-    )
-    tallies: dict[Block, _Tally] = field(default_factory=dict)
-    free_by_kind: Counter[BlockKind] = field(default_factory=Counter)
-
-    @property
-    def usable(self) -> bool:
-        return self.table_id is not None and not self.leaving
-
-
 class Inventory:
     """Every ENI of the instance and every pod address on those that serve pods."""
 
     def __init__(self, policy: PlacementPolicy) -> None:
         self._policy = policy
         self._entries: dict[Address, Entry] = {}
-        self._records: dict[EniId, _Record] = {}
+        self._records: dict[EniId, Record] = {}
         self._given_back: dict[Address | EniId, float] = {}
         self._counts: Counter[AddressState] = Counter()
 
@@ -117,7 +86,7 @@ class Inventory:
     def enis(self) -> tuple[EniUsage, ...]:
         """Every ENI of the instance and its use, by card and device."""
         records = sorted(self._records.values(), key=lambda record: (record.eni.card, record.eni.device))
-        return tuple(_usage(record) for record in records)
+        return tuple(record.usage() for record in records)
 
     def table_id(self, eni_id: EniId) -> int | None:
         """The ENI's routing table; None while it is not set up, or is unknown."""
@@ -192,7 +161,7 @@ class Inventory:
     def add_eni(self, eni: Eni, now_s: float) -> None:
         """Enter an ENI which EC2 has just created, with the addresses it came with."""
         self._given_back.pop(eni.eni_id, None)
-        record = self._records.setdefault(eni.eni_id, _Record(eni=eni, since_s=now_s))
+        record = self._records.setdefault(eni.eni_id, Record(eni=eni, since_s=now_s))
         record.eni, record.granted_s = eni, now_s
         if serves_pods(eni):
             self.granted(eni.eni_id, eni.blocks, now_s)
@@ -276,7 +245,7 @@ class Inventory:
         self._given_back = {item: at_s for item, at_s in self._given_back.items() if now_s - at_s < CONSISTENCY_S}
         current = [eni for eni in enis if eni.eni_id not in self._given_back]
         for eni in current:
-            self._records.setdefault(eni.eni_id, _Record(eni=eni, since_s=now_s)).eni = eni
+            self._records.setdefault(eni.eni_id, Record(eni=eni, since_s=now_s)).eni = eni
         listed_at = {
             address: (eni.eni_id, block)
             for eni in current
@@ -354,64 +323,19 @@ class Inventory:
             return
         self._counts[entry.state] += 1
         if entry.listed and entry.eni_id is not None and entry.block is not None:
-            record = self._records[entry.eni_id]
-            record.buckets[entry.state][entry.address] = None
-            tally = record.tallies.setdefault(entry.block, _Tally())
-            tally.listed_count += 1
-            tally.busy_count += entry.state in BUSY
-            tally.changed_s = max(tally.changed_s, entry.since_s)
-            if entry.state is AddressState.FREE:
-                tally.free[entry.address] = None
-                record.free_by_kind[entry.block.kind] += 1
+            self._records[entry.eni_id].file(entry.address, entry.state, entry.block, entry.since_s)
 
     def _unfile(self, entry: Entry) -> None:
         if entry.state is None:
             return
         self._counts[entry.state] -= 1
         if entry.listed and entry.eni_id is not None and entry.block is not None:
-            record = self._records[entry.eni_id]
-            del record.buckets[entry.state][entry.address]
-            tally = record.tallies[entry.block]
-            tally.listed_count -= 1
-            tally.busy_count -= entry.state in BUSY
-            if entry.state is AddressState.FREE:
-                del tally.free[entry.address]
-                record.free_by_kind[entry.block.kind] -= 1
-            if not tally.listed_count:
-                del record.tallies[entry.block]
-
-
-BUSY = (AddressState.HELD, AddressState.COOLING, AddressState.QUARANTINED)
-"""States in which an address must not go back to EC2, nor its ENI."""
+            self._records[entry.eni_id].unfile(entry.address, entry.state, entry.block)
 
 
 def _addresses(blocks: Iterable[Block]) -> tuple[Address, ...]:
     # A /80 cannot be listed address by address: when it comes, only what is or was in use gets an entry.
     return tuple(address for block in blocks for address in block.addresses())
-
-
-def _usage(record: _Record) -> EniUsage:
-    return EniUsage(
-        eni=record.eni,
-        ready=record.table_id is not None,
-        leaving=record.leaving,
-        since_s=record.since_s,
-        held_count=len(record.buckets[AddressState.HELD]),
-        cooling_count=len(record.buckets[AddressState.COOLING]),
-        quarantined_count=len(record.buckets[AddressState.QUARANTINED]),
-        retiring_count=len(record.buckets[AddressState.RETIRING]),
-        free=tuple(record.buckets[AddressState.FREE]),
-        blocks=tuple(
-            BlockUsage(
-                block=block,
-                listed_count=tally.listed_count,
-                busy_count=tally.busy_count,
-                free_count=len(tally.free),
-                changed_s=tally.changed_s,
-            )
-            for block, tally in record.tallies.items()
-        ),
-    )
 
 
 def _finding(kind: FindingKind, entry: Entry, what: str) -> Finding:

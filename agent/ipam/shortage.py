@@ -17,11 +17,15 @@ def explain(
 ) -> TryAgain:
     """The error for a request whose deadline is over.
 
-    In this order: the instance is full (and then addresses cooling or not), EC2 or the kernel refuses something the
-    request needs, an ENI is on its way, or growth is.
+    In this order: the instance is full (and then for want of prefixes, addresses cooling, or not), nobody may change
+    what the node has, EC2 or the kernel refuses something the request needs, an ENI is on its way, or growth is.
     """
     sums = account(seen, policy)
     evidence = _evidence(seen, policy, sums)
+    # A subnet without prefixes still gives single addresses: it blocks when there is no slot for more of them.
+    fragmented = next((one for one in troubles if one.error.cause is Cause.SUBNET_FRAGMENTED), None)
+    if sums.demand_count > sums.capacity_count and fragmented is not None:
+        return _refused(seen, fragmented, evidence)
     if sums.demand_count > sums.capacity_count:
         if next_cooled_s is not None:
             return TryAgain(
@@ -38,27 +42,45 @@ def explain(
             remedy=_BIGGER,
             retry_after_s=30.0,
         )
-    # What growth itself met comes first; a describe that fails only delays it.
-    blocking = [one for one in troubles if one.scope not in {SHRINK, DESCRIBE_SUBNETS}]
-    # A subnet without prefixes still gives single addresses: it blocks only together with something else.
-    trouble = min(
-        blocking, key=lambda one: (one.scope == DESCRIBE_ENIS, one.error.cause is Cause.SUBNET_FRAGMENTED), default=None
-    )
-    if trouble is not None:
-        error = trouble.error
+    held = _held_back(seen, policy)
+    if held is not None:
+        why, remedy = held
         return TryAgain(
-            error.cause,
-            f"no address is free, and the pool cannot grow: {error.message}",
-            evidence={**evidence, **error.evidence, "failures": trouble.failure_count},
-            remedy=error.remedy,
-            retry_after_s=max(1.0, trouble.next_try_s - seen.now_s),
+            Cause.POOL_EMPTY, f"no address is free, and {why}", evidence=evidence, remedy=remedy, retry_after_s=30.0
         )
+    # What growth itself met comes first; a describe that fails only delays it.
+    blocking = [one for one in troubles if one.scope not in {SHRINK, DESCRIBE_SUBNETS} and one is not fragmented]
+    trouble = min(blocking, key=lambda one: one.scope == DESCRIBE_ENIS, default=None)
+    if trouble is not None:
+        return _refused(seen, trouble, evidence)
     if any(isinstance(action, CreateEni) for action in seen.in_flight) or not all(eni.ready for eni in sums.enis):
         return TryAgain(
             Cause.ENI_ATTACHING, "an ENI is being attached and set up", evidence=evidence, retry_after_s=5.0
         )
     return TryAgain(
         Cause.POOL_EMPTY, "no address is free yet, and more are on their way", evidence=evidence, retry_after_s=1.0
+    )
+
+
+def _held_back(seen: Observation, policy: PoolPolicy) -> tuple[str, str] | None:
+    """Why the planner asks EC2 for nothing, and what a person can do about it; None when it may."""
+    if not seen.is_provisioning:
+        return "somebody else provisions this node's ENIs and addresses", "give the instance more addresses"
+    if not seen.is_schedulable:
+        return "the node is cordoned", "uncordon it, or set AWS_MANAGE_ENIS_NON_SCHEDULABLE=true"
+    if policy.custom_networking and seen.site is None:
+        return "no ENIConfig is known for this node", "create the ENIConfig that the node's label or annotation names"
+    return None
+
+
+def _refused(seen: Observation, trouble: Trouble, evidence: dict[str, str | int | float]) -> TryAgain:
+    error = trouble.error
+    return TryAgain(
+        error.cause,
+        f"no address is free, and the pool cannot grow: {error.message}",
+        evidence={**evidence, **error.evidence, "failures": trouble.failure_count},
+        remedy=error.remedy,
+        retry_after_s=max(1.0, trouble.next_try_s - seen.now_s),
     )
 
 

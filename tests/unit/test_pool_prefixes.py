@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
-from agent.errors import TryAgain
+from agent.errors import Cause, TryAgain
 from agent.ipam.model import AddressState, Block, BlockKind
 from agent.ipam.plan import EniSite, PoolPolicy, Surroundings
 from tests.ipam_builders import M5_LARGE, OTHER_SUBNET, an_eni, eni_id, ip, prefix
@@ -69,6 +70,18 @@ async def test_without_a_whole_prefix_single_addresses_serve_and_later_prefixes_
 
 
 @virtual_time
+async def test_a_pod_that_single_addresses_cannot_serve_is_told_of_the_fragmented_subnet() -> None:
+    def broken(ec2: MemoryEc2) -> None:
+        ec2.prefixes_left = 0
+
+    async with pool_world(replace(POLICY, max_eni=1), limits=M5_LARGE, ec2=broken) as world:
+        await start_pods(world, 9)
+        with pytest.raises(TryAgain) as told:
+            await world.start_pod("one-too-many", deadline_s=5.0)
+        assert told.value.cause is Cause.SUBNET_FRAGMENTED
+
+
+@virtual_time
 async def test_the_last_prefixes_of_a_subnet_are_found_one_by_one() -> None:
     def scarce(ec2: MemoryEc2) -> None:
         ec2.prefixes_left = 3
@@ -121,7 +134,7 @@ async def test_a_cordoned_node_is_left_alone_until_it_is_not() -> None:
         world.pool.tell(Surroundings(is_schedulable=False))
         before = world.ec2.count("assign")
         await start_pods(world, 16)
-        with pytest.raises(TryAgain):
+        with pytest.raises(TryAgain, match="no address is free, and the node is cordoned"):
             await world.start_pod("one-too-many", deadline_s=5.0)
         assert world.ec2.count("assign") == before
         waiting = asyncio.create_task(world.start_pod("patient"))
@@ -147,7 +160,7 @@ async def test_with_custom_networking_enis_go_where_the_eniconfig_says() -> None
     policy = PoolPolicy(warm_ip_target=5, minimum_ip_target=10, custom_networking=True)
     async with pool_world(policy) as world:
         world.ec2.subnet_free[OTHER_SUBNET] = 200
-        with pytest.raises(TryAgain):
+        with pytest.raises(TryAgain, match="no ENIConfig is known"):
             await world.start_pod("early", deadline_s=5.0)
         world.pool.tell(Surroundings(site=EniSite(subnet_id=OTHER_SUBNET)))
         reservation = await world.start_pod("web")

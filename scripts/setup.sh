@@ -17,6 +17,7 @@ packages=(
   iproute2 iputils-ping procps curl      # what the demo and its reader type
   conntrack                              # connection tracking, seen from the command line
   containerd runc busybox-static         # the real runtime of the system tests, and its pause image
+  gcc libc6-dev libpython3-dev           # link the CNI plugin into one static executable
   containernetworking-plugins            # ptp and host-local: the peer in the bench
 )
 missing=()

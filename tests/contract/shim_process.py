@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIM = ROOT / "bin" / "enoki"
+"""The plugin run by the machine's Python, as in a checkout."""
 CONFIG = b'{"cniVersion":"1.0.0","name":"enoki","type":"enoki"}'
 POD_ARGS = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=c1;K8S_POD_UID=u-1"
 DEADLINE_S = 20.0
@@ -33,6 +36,25 @@ class Outcome:
         return decoded
 
 
+_under_test = SHIM
+
+
+def plugin_under_test() -> Path:
+    """The executable that the running test is about; see conftest.py."""
+    return _under_test
+
+
+@contextmanager
+def testing(program: Path) -> Iterator[None]:
+    """Make `program` the plugin under test."""
+    global _under_test  # noqa: PLW0603  # set by one fixture, around each test
+    before, _under_test = _under_test, program
+    try:
+        yield
+    finally:
+        _under_test = before
+
+
 def environment(command: str, socket: Path, **changes: Value) -> dict[bytes, bytes]:
     """The environment of a run: a valid one, with `changes`."""
     values: dict[str, Value] = {
@@ -49,10 +71,12 @@ def environment(command: str, socket: Path, **changes: Value) -> dict[bytes, byt
     return {os.fsencode(name): os.fsencode(value) for name, value in values.items()}
 
 
-def shim(command: str, socket: Path, config: bytes = CONFIG, *, program: Path = SHIM, **changes: Value) -> Outcome:
-    """Run the plugin to its end."""
+def shim(
+    command: str, socket: Path, config: bytes = CONFIG, *, program: Path | None = None, **changes: Value
+) -> Outcome:
+    """Run the plugin to its end; the one that is under test, unless `program` says which."""
     done = subprocess.run(
-        [program],
+        [program or plugin_under_test()],
         env=environment(command, socket, **changes),
         input=config,
         capture_output=True,

@@ -16,7 +16,7 @@ from api.cni_call import SUPPORTED_VERSIONS
 from api.problems import CniCode, CniError
 from plugin import shim as program
 from tests.contract.scripted_node import WAIT_S, ScriptedNode, running
-from tests.contract.shim_process import CONFIG, DEADLINE_S, SHIM, environment, shim
+from tests.contract.shim_process import CONFIG, DEADLINE_S, environment, plugin_under_test, shim
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_the_plugin_and_the_agent_speak_the_same_versions() -> None:
 def test_killing_the_plugin_cancels_its_parked_add(node: ScriptedNode, path: Path) -> None:
     node.hold_adds = True
     with subprocess.Popen(
-        [SHIM], env=environment("ADD", path), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [plugin_under_test()], env=environment("ADD", path), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdin is not None
         process.stdin.write(CONFIG)
@@ -161,7 +161,7 @@ def test_a_closed_standard_output_is_not_a_success(node: ScriptedNode, path: Pat
     os.close(read_end)
     try:
         done = subprocess.run(
-            [SHIM],
+            [plugin_under_test()],
             env=environment("ADD", path),
             input=CONFIG,
             stdout=write_end,

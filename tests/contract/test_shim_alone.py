@@ -18,7 +18,7 @@ import pytest
 
 from plugin import shim as program
 from tests.contract.scripted_node import WAIT_S, ScriptedNode, running
-from tests.contract.shim_process import CONFIG, DEADLINE_S, ROOT, SHIM, environment, shim
+from tests.contract.shim_process import CONFIG, DEADLINE_S, ROOT, SHIM, environment, plugin_under_test, shim
 
 REAL_REPLY = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n{}\n"
 WITHOUT_AGENT = [("ADD", 11), ("CHECK", 11), ("GC", 11), ("STATUS", 50)]
@@ -120,7 +120,7 @@ def test_a_request_in_flight_is_answered_after_sigterm(path: Path) -> None:
     with (
         agent_process(path) as agent,
         subprocess.Popen(
-            [SHIM], env=environment("ADD", path), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [plugin_under_test()], env=environment("ADD", path), stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as process,
     ):
         assert agent.stdin is not None
@@ -146,7 +146,7 @@ def test_an_agent_killed_while_it_works(path: Path) -> None:
     with (
         agent_process(path) as agent,
         subprocess.Popen(
-            [SHIM], env=environment("ADD", path), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [plugin_under_test()], env=environment("ADD", path), stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as process,
     ):
         assert agent.stdout is not None
@@ -223,7 +223,7 @@ def test_version_needs_no_agent_and_answers_in_the_asked_version(path: Path, std
 
 def test_closed_standard_input(path: Path) -> None:
     done = subprocess.run(
-        ["/bin/sh", "-c", f"exec {SHIM} <&-"],
+        ["/bin/sh", "-c", f"exec {plugin_under_test()} <&-"],
         env=environment("ADD", path),
         capture_output=True,
         timeout=DEADLINE_S,
@@ -234,7 +234,7 @@ def test_closed_standard_input(path: Path) -> None:
 
 def test_closed_standard_output(path: Path) -> None:
     done = subprocess.run(
-        ["/bin/sh", "-c", f"exec {SHIM} >&-"],
+        ["/bin/sh", "-c", f"exec {plugin_under_test()} >&-"],
         env=environment("DEL", path),
         input=CONFIG,
         stderr=subprocess.PIPE,

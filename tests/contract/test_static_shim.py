@@ -76,8 +76,14 @@ def test_it_runs_where_there_is_nothing_else(empty_root: Path) -> None:
 def test_it_opens_no_file_of_the_host(static_plugin: Path, tmp_path: Path) -> None:
     """A host's Python, its environment or its locale cannot change what the plugin does."""
     (tmp_path / "sitecustomize.py").write_text("raise SystemExit(3)")
-    hostile: dict[str, str | bytes] = {"PYTHONPATH": str(tmp_path), "PYTHONHOME": str(tmp_path), "PYTHONSTARTUP": "/etc/passwd"}
-    outcome = shim("VERSION", tmp_path / "absent", program=static_plugin, **hostile)
+    outcome = shim(
+        "VERSION",
+        tmp_path / "absent",
+        program=static_plugin,
+        PYTHONPATH=str(tmp_path),
+        PYTHONHOME=str(tmp_path),
+        PYTHONVERBOSE="1",
+    )
     assert (outcome.status, outcome.stderr) == (0, b"")
     headers = subprocess.run(
         ["readelf", "--program-headers", str(static_plugin)], capture_output=True, check=True, timeout=DEADLINE_S

@@ -19,6 +19,7 @@ from agent import settings
 from agent.attachments import AttachmentPolicy
 from agent.cloud.policy import CloudPolicy
 from agent.datapath.policy import DatapathPolicy
+from agent.installation.publisher import InstallationPolicy
 from agent.ipam.plan import PoolPolicy
 from agent.node import Node, Policies
 from agent.runtime.log import configure_logging, event_logger
@@ -91,6 +92,7 @@ def policies(chosen: settings.Settings) -> Policies:
             external_service_cidrs=chosen.external_service_cidrs,
             primary_mark=chosen.connmark,
             names_directory=chosen.names_directory,
+            sysctl_directory=chosen.sysctl_directory,
         ),
         pool=PoolPolicy(
             prefix_delegation=chosen.prefix_delegation,
@@ -105,6 +107,10 @@ def policies(chosen: settings.Settings) -> Policies:
             settle_enis_s=float(chosen.settle_enis_s),
         ),
         attachments=AttachmentPolicy(cooldown_s=float(chosen.ip_cooldown_s), mtu=chosen.pod_mtu),
+        installation=InstallationPolicy(
+            directory=chosen.host_conf_directory,
+            cni_version=chosen.cni_version,
+        ),
         add_deadline_s=float(chosen.add_deadline_s),
         metadata_endpoint=chosen.imds_endpoint,
         version=own_version(),

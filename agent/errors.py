@@ -58,6 +58,8 @@ class Cause(StrEnum):
     KERNEL_REFUSED = "kernel_refused"
     NETNS_GONE = "netns_gone"
     ENI_LINK_MISSING = "eni_link_missing"
+    # The host
+    HOST_FILE_REFUSED = "host_file_refused"
 
 
 class AgentError(Exception):

@@ -22,6 +22,9 @@ from agent.cloud.sweep import LeakSweep
 from agent.datapath.desired import host_veth_name
 from agent.datapath.kernel import KernelDatapath
 from agent.datapath.policy import DatapathPolicy
+from agent.errors import AgentError, Cause, TryAgain
+from agent.installation import publisher
+from agent.installation.publisher import InstallationPolicy, Publisher
 from agent.ipam.ledger import Ledger
 from agent.ipam.model import AttachmentKey, Holder, Instance, InstanceLimits
 from agent.ipam.plan import PoolPolicy, Surroundings
@@ -62,6 +65,7 @@ class Policies:
     datapath: DatapathPolicy
     pool: PoolPolicy
     attachments: AttachmentPolicy
+    installation: InstallationPolicy
     add_deadline_s: float
     metadata_endpoint: str
     version: str
@@ -103,15 +107,30 @@ class Node:
         self._leak_loop = Reconciler("leaks", self._leak_step, timeout_s=LEAK_TURN_S)
         self._vpc_cidrs_loop = Reconciler("vpc_cidrs", self._vpc_cidrs_step, timeout_s=VPC_CIDRS_TURN_S)
         self.datapath.subscribe(self._sweep_loop.wake)
+        self._publisher = Publisher(
+            policies.installation,
+            started=self.startup.ready.is_set,
+            has_addresses=lambda: self.parts is not None and bool(self.parts.ledger.addresses()),
+            unavailable=self.unavailable,
+            pod_count=self._count_pods,
+            clock=clock,
+        )
+        self._publisher_loop = Reconciler("conflist", self._publisher.step, timeout_s=publisher.TURN_S)
 
     @property
     def add_deadline_s(self) -> float:
         return self._policies.add_deadline_s
 
     def loops(self) -> tuple[Reconciler, ...]:
-        """The loops that turn once the start is done."""
-        always = self._pool_loop, self._sweep_loop, self._vpc_cidrs_loop
+        """Every loop: first the one that turns from the beginning, then those that turn once the start is done."""
+        always = self._publisher_loop, self._pool_loop, self._sweep_loop, self._vpc_cidrs_loop
         return (*always, self._leak_loop) if self._policies.cloud.leak_cleanup else always
+
+    def unavailable(self) -> AgentError | None:
+        """Why this node cannot serve any pod (docs/decisions/0009); None when it can."""
+        if self.parts is None or not self.startup.ready.is_set():
+            return TryAgain(Cause.AGENT_STARTING, self.startup.waits_for())
+        return None if self.parts.ledger.addresses() else self.parts.pool.view().failure
 
     def host_ifname(self, holder: Holder) -> str:
         """The name of an attachment's host veth."""
@@ -123,9 +142,11 @@ class Node:
             # Before the first look at the kernel, so that whatever vanishes after it is noticed.
             group.create_task(self.datapath.run(), name="kernel monitor")
             group.create_task(self._turn_away(), name="farewell")
+            group.create_task(self._publisher_loop.run(), name=self._publisher_loop.name)
             await self.startup.run()
+            self._publisher_loop.wake()
             self._ready()
-            for loop in self.loops():
+            for loop in self.loops()[1:]:
                 group.create_task(loop.run(), name=loop.name)
 
     async def detach_by_kernel(self, key: AttachmentKey) -> None:
@@ -230,6 +251,9 @@ class Node:
             leaks=self._cloud.leak_sweep() if isinstance(self._cloud, Ec2Cloud) else None,
         )
         log.info("recovered", attachments=len(recovered.ledger.attachments()), enis=len(enis))
+
+    async def _count_pods(self) -> int:
+        return len((await self.datapath.observe()).attachments)
 
     async def _pool_step(self) -> float:
         return await self._made().pool.step()

@@ -113,11 +113,8 @@ class AgentService:
     async def status(self, call: CniCall) -> None:
         """Whether this node can serve pods at all (docs/decisions/0009)."""
         del call
-        parts = self._node.parts
-        if parts is None:
-            raise CniError(CniCode.NOT_AVAILABLE, f"{Cause.AGENT_STARTING}: {self._node.startup.waits_for()}")
-        failure = parts.pool.view().failure
-        if failure is not None and not parts.ledger.addresses():
+        failure = self._node.unavailable()
+        if failure is not None:
             raise CniError(CniCode.NOT_AVAILABLE, f"{failure.cause}: {failure.message}", _details(failure))
 
     async def gc(self, call: CniCall, valid: frozenset[AttachmentId]) -> None:

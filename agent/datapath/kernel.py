@@ -60,6 +60,7 @@ class KernelDatapath:
 
     def __init__(self, policy: DatapathPolicy) -> None:
         self._policy = policy
+        sysctls.use(policy.sysctl_directory)
         self._ifindexes = pods.HostIfindexes()
         self._memory = HostMemory(policy.eni_mtu)
         self._cooling = CoolingSet()

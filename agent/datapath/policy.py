@@ -35,6 +35,7 @@ class DatapathPolicy:
     external_service_cidrs: destinations that always leave by the primary ENI.
     primary_mark: the bits of packet and connection mark that say "by the primary ENI".
     names_directory: where iproute2 looks for names of tables and protocols; None leaves it alone.
+    sysctl_directory: where /proc/sys/net can be written; a container's own is read-only.
     """
 
     eni_mtu: int = 9001
@@ -46,6 +47,7 @@ class DatapathPolicy:
     external_service_cidrs: tuple[IPv4Network, ...] = ()
     primary_mark: int = layout.MARK_PRIMARY
     names_directory: Path | None = Path("/etc/iproute2")
+    sysctl_directory: Path = Path("/proc/sys/net")
 
     def __post_init__(self) -> None:
         if not _VETH_PREFIX.fullmatch(self.veth_prefix) or self.veth_prefix in _RESERVED_PREFIXES:

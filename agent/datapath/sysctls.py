@@ -7,9 +7,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final
 
-_ROOT: Final = "/proc/sys/net"
+_ROOT = "/proc/sys/net"
+
+
+def use(directory: Path) -> None:
+    """Read and write below `directory` from now on.
+
+    Any mount of procfs will do: what is seen there depends on the network namespace of the thread that looks, not on
+    where it is mounted (net/sysctl_net.c, `is_seen`).
+    """
+    global _ROOT  # noqa: PLW0603  # one node, one kernel: set once, when the datapath is made
+    _ROOT = str(directory)
 
 
 def set_link_ipv4(ifname: str, key: str, value: int) -> None:

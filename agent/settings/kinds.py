@@ -155,6 +155,8 @@ VETH_PREFIX = _matching(
 CLUSTER_NAME = _matching(".{0,256}", "a text of at most 256 characters")
 URL = _matching("https?://[^/\\s?#]+/?", "http:// or https:// and a host, perhaps a port")
 DIRECTORY = Kind(parse=_absolute_path, allowed="an absolute path")
+DIRECTORY_OR_UNSET = Kind(parse=lambda text: DIRECTORY.parse(text) if text else None, allowed=DIRECTORY.allowed)
+CNI_VERSION = _matching("0\\.4\\.0|1\\.0\\.0", "0.4.0 or 1.0.0")
 SOCKET_PATH = Kind(parse=_socket_path, allowed="an absolute path of at most 107 bytes")
 LOG_LEVEL = Kind(
     parse=lambda text: LogLevel(text.upper()), allowed="debug, info, warn, error or fatal, in upper or lower case"

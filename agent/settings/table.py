@@ -17,9 +17,11 @@ from agent.datapath.policy import SnatPort
 from agent.settings.kinds import (
     BOOLEAN,
     CLUSTER_NAME,
+    CNI_VERSION,
     CONNMARK,
     COUNT,
     DIRECTORY,
+    DIRECTORY_OR_UNSET,
     LOG_LEVEL,
     MAX_ENI,
     MTU,
@@ -125,6 +127,28 @@ class Settings:
         int,
         Setting("ENOKI_ADD_DEADLINE_S", integers(1, 300), default="20"),
         "Seconds an ADD waits for an address before it answers with the reason. Keep it below the plugin's own limit.",
+    ]
+    # The host
+    host_bin_directory: Annotated[
+        Path,
+        Setting("HOST_CNI_BIN_PATH", DIRECTORY, default="/host/opt/cni/bin"),
+        "Where the init container puts the plugin's executable: the host's directory as the container sees it.",
+    ]
+    host_conf_directory: Annotated[
+        Path | None,
+        Setting("HOST_CNI_CONFDIR_PATH", DIRECTORY_OR_UNSET, default=""),
+        "Where the agent keeps the network configuration `05-enoki.conflist` while pods can be served. Unset: nowhere. "
+        "(The AWS plugin's default is /host/etc/cni/net.d, which the manifests set.)",
+    ]
+    cni_version: Annotated[
+        str,
+        Setting("ENOKI_CNI_VERSION", CNI_VERSION, default="1.0.0"),
+        "The CNI version of that configuration. 0.4.0 for runtimes and Multus versions that know no later one.",
+    ]
+    sysctl_directory: Annotated[
+        Path,
+        Setting("ENOKI_SYSCTL_DIRECTORY", DIRECTORY, default="/proc/sys/net"),
+        "Where /proc/sys/net can be written. A container's own is read-only: mount the host's elsewhere.",
     ]
     # The datapath
     eni_mtu: Annotated[

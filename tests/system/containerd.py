@@ -44,14 +44,14 @@ class ContainerdPlan:
 
     name: unique on the machine; /run/<name> and the cgroup /<name> are its own. Short: sockets are below it (unix(7)).
     netns: path of the node's network namespace.
-    network: the CNI network configuration list.
+    network: the CNI network configuration list; or the directory that somebody else keeps it in.
     plugins: executables the list names, beside `loopback`, which the runtime itself calls.
     environment: for containerd and thereby for the plugins, which inherit it.
     """
 
     name: str
     netns: Path
-    network: Mapping[str, Any]
+    network: Mapping[str, Any] | Path
     plugins: Mapping[str, Path]
     environment: Mapping[str, str]
 
@@ -138,8 +138,11 @@ class Containerd:
             path.mkdir()
         for name, program in {"loopback": PLUGINS / "loopback", **self.plan.plugins}.items():
             (binaries / name).symlink_to(program)
-        (networks / "10-test.conflist").write_text(json.dumps(self.plan.network))
-        (self.directory / "config.toml").write_text(_configuration(self.directory))
+        if isinstance(self.plan.network, Path):
+            networks = self.plan.network
+        else:
+            (networks / "10-test.conflist").write_text(json.dumps(self.plan.network))
+        (self.directory / "config.toml").write_text(_configuration(self.directory, networks))
 
     def _start(self) -> subprocess.Popen[bytes]:
         # In the node's network namespace, as on a node: what plugins do by themselves (ptp, a chained portmap) happens
@@ -192,7 +195,7 @@ class Containerd:
                 self.remove_pod(sandbox.sandbox_id)
 
 
-def _configuration(directory: Path) -> str:
+def _configuration(directory: Path, networks: Path) -> str:
     """Version 2 of containerd's configuration, which 1.6 and 1.7 read as it is and 2.x migrates."""
     cri = 'plugins."io.containerd.grpc.v1.cri"'
     text = json.dumps  # a JSON string is a TOML basic string
@@ -220,7 +223,7 @@ netns_mounts_under_state_dir = true
 
 [{cri}.cni]
 bin_dir = {text(str(directory / "bin"))}
-conf_dir = {text(str(directory / "net.d"))}
+conf_dir = {text(str(networks))}
 
 [{cri}.containerd]
 default_runtime_name = "runc"

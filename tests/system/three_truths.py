@@ -153,6 +153,16 @@ class Ec2:
         found: list[Any] = self._client.describe_network_interfaces(Filters=of_node)["NetworkInterfaces"]
         return found
 
+    def take_pod_addresses(self, node: LabNode) -> None:
+        """Unassign them all; the node's agent must not run."""
+        of_node = [{"Name": "attachment.instance-id", "Values": [node.instance_id]}]
+        for eni in self._client.describe_network_interfaces(Filters=of_node)["NetworkInterfaces"]:
+            own = [one["PrivateIpAddress"] for one in eni["PrivateIpAddresses"] if not one["Primary"]]
+            if own:
+                self._client.unassign_private_ip_addresses(
+                    NetworkInterfaceId=eni["NetworkInterfaceId"], PrivateIpAddresses=own
+                )
+
 
 # ---- all three
 

@@ -32,8 +32,8 @@ LIVE_COUNT = 10
 RETRY_S = 0.2
 """The kubelet waits a second and more before it tries a sandbox again; sooner is harder."""
 LONGEST_DELAY_S = 60.0
-"""Of an ADD with all its tries: half of what the kubelet gives one. It waits for an agent to stop and start (a second on
-an idle machine), and then for containerd to catch up with what has gathered."""
+"""Of an ADD with all its tries: half of what the kubelet gives one. It waits for an agent to stop and start (a second
+on an idle machine), and then for containerd to catch up with what has gathered."""
 WORKER_COUNT = 32
 
 

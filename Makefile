@@ -23,6 +23,7 @@ check: setup ## format, lint, types, import contracts, openapi drift
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 	@$(PYTHON) scripts/openapi.py --check
+	@$(PYTHON) -m scripts.iam_policy --check
 
 format: setup ## rewrite the code in the house's format
 	@.venv/bin/ruff format .

@@ -3,7 +3,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 NODES ?= 2
-.PHONY: help setup demo test check format lab lab-down openapi bench bench-pool bench-release lock
+IMAGE_CACHE ?= /var/cache/enoki
+.PHONY: help setup demo test test-image check format lab lab-down openapi bench bench-pool bench-release lock
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +17,11 @@ demo: setup ## a simulated VPC, two nodes, six pods, and a table of checks made 
 
 test: check ## every check and every test
 	@$(PYTHON) -m pytest
+
+test-image: setup ## build the image (minutes the first time, 2 GB in /var/cache/enoki) and run it as its DaemonSet would
+	@mkdir -p $(IMAGE_CACHE)
+	@ENOKI_CACHE=$(IMAGE_CACHE) scripts/image.sh $(IMAGE_CACHE)/agent.tar
+	@ENOKI_IMAGE_ARCHIVE=$(IMAGE_CACHE)/agent.tar $(PYTHON) -m pytest tests/image
 
 check: setup ## format, lint, types, import contracts, openapi drift
 	@.venv/bin/ruff format --check .
@@ -50,5 +56,7 @@ bench-release: setup ## what a DEL spends on the connections of its address
 lock: setup ## write the lock files anew from pyproject.toml (needs uv)
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--group dev pyproject.toml -o requirements.lock
+	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--group image --constraint requirements.lock pyproject.toml -o requirements-image.lock
 	@echo 'awscli' | uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		- -o requirements-awscli.lock

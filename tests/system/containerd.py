@@ -26,6 +26,7 @@ from tests.system.cri import Cri, CriFailed, SandboxConfig, SandboxStatus
 
 START_DEADLINE_S = 30.0
 COMMAND_DEADLINE_S = 30.0
+IMPORT_DEADLINE_S = 120.0
 PLUGINS = Path("/usr/lib/cni")
 """Where Debian's containernetworking-plugins installs the CNI project's plugins."""
 
@@ -47,6 +48,8 @@ class ContainerdPlan:
     network: the CNI network configuration list; or the directory that somebody else keeps it in.
     plugins: executables the list names, beside `loopback`, which the runtime itself calls.
     environment: for containerd and thereby for the plugins, which inherit it.
+    network_comes_later: it is not waited for at the start.
+    netns_in_run: pods' namespaces are in /run/netns, as on a node; otherwise below the state directory.
     """
 
     name: str
@@ -54,6 +57,8 @@ class ContainerdPlan:
     network: Mapping[str, Any] | Path
     plugins: Mapping[str, Path]
     environment: Mapping[str, str]
+    netns_in_run: bool = False
+    network_comes_later: bool = False
 
 
 def missing() -> str:
@@ -142,7 +147,9 @@ class Containerd:
             networks = self.plan.network
         else:
             (networks / "10-test.conflist").write_text(json.dumps(self.plan.network))
-        (self.directory / "config.toml").write_text(_configuration(self.directory, networks))
+        (self.directory / "config.toml").write_text(
+            _configuration(self.directory, networks, netns_in_run=self.plan.netns_in_run)
+        )
 
     def _start(self) -> subprocess.Popen[bytes]:
         # In the node's network namespace, as on a node: what plugins do by themselves (ptp, a chained portmap) happens
@@ -159,22 +166,44 @@ class Containerd:
                 env={"PATH": _PATH, **self.plan.environment},
             )
 
+    def import_image(self, archive: Path, reference: str) -> None:
+        """Import an archive of one image and wait until the CRI plugin knows it."""
+        self._import(archive.read_bytes())
+        self._await_image(reference)
+
     def _import_pause_image(self) -> None:
+        self._import(containerd_image.pause_image_archive())
+
+    def _import(self, archive: bytes) -> None:
         # Unpacked by the CRI plugin when the first sandbox needs it; unpacking here would have to name a snapshotter,
         # and containerd 1.6 and 2.x disagree on which ones an import may name.
         imported = subprocess.run(
             ["ctr", "--address", str(self.socket), "--namespace", "k8s.io", "images", "import", "--no-unpack", "-"],
-            input=containerd_image.pause_image_archive(),
+            input=archive,
             capture_output=True,
             check=False,
-            timeout=COMMAND_DEADLINE_S,
+            timeout=IMPORT_DEADLINE_S,
         )
         if imported.returncode != 0:
             raise ContainerdFailed(f"ctr images import: {imported.stderr.decode(errors='replace')}")
 
+    def _await_image(self, reference: str) -> None:
+        """The CRI plugin learns of images through an event; before it has, it would try to pull."""
+        deadline = time.monotonic() + START_DEADLINE_S
+        while not self.cri.has_image(reference):
+            if time.monotonic() > deadline:
+                raise ContainerdFailed(f"containerd has no {reference}\n{tail(self.log)}")
+            time.sleep(_POLL_S)
+
     def _conditions_met(self) -> bool:
         conditions = self.cri.status()
+        if self.plan.network_comes_later:
+            return any(condition.met for condition in conditions if condition.kind == "RuntimeReady")
         return bool(conditions) and all(condition.met for condition in conditions)
+
+    def is_network_ready(self) -> bool:
+        """What the kubelet makes the node's Ready of."""
+        return all(condition.met for condition in self.cri.status())
 
     def _await_ready(self, process: subprocess.Popen[bytes], ready: Callable[[], bool], what: str) -> None:
         """Ask again and again: CRI has no call that waits, and an unready runtime answers with errors."""
@@ -195,7 +224,7 @@ class Containerd:
                 self.remove_pod(sandbox.sandbox_id)
 
 
-def _configuration(directory: Path, networks: Path) -> str:
+def _configuration(directory: Path, networks: Path, *, netns_in_run: bool) -> str:
     """Version 2 of containerd's configuration, which 1.6 and 1.7 read as it is and 2.x migrates."""
     cri = 'plugins."io.containerd.grpc.v1.cri"'
     text = json.dumps  # a JSON string is a TOML basic string
@@ -219,7 +248,7 @@ sandbox_image = {text(containerd_image.REFERENCE)}
 restrict_oom_score_adj = true
 # Loading the default profile would change the machine's AppArmor.
 disable_apparmor = true
-netns_mounts_under_state_dir = true
+netns_mounts_under_state_dir = {str(not netns_in_run).lower()}
 
 [{cri}.cni]
 bin_dir = {text(str(directory / "bin"))}

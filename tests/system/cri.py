@@ -94,20 +94,23 @@ class SandboxConfig:
     host_ports: Mapping[int, int] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
 
-    def encoded(self) -> bytes:
-        """`PodSandboxConfig`."""
-        metadata = _text(1, self.name) + _text(2, self.uid) + _text(3, self.namespace)
-        linux = _text(1, self.cgroup_parent)
+    def encoded(self, *, network: int = 0) -> bytes:
+        """`PodSandboxConfig`. network: `enum NamespaceMode`; 0 is a namespace of the pod's own."""
+        metadata = text(1, self.name) + text(2, self.uid) + text(3, self.namespace)
+        linux = text(1, self.cgroup_parent)
+        if network:
+            # security_context = 2: namespace_options = 1: network = 1
+            linux += embedded(2, embedded(1, number(1, network)))
         # port_mappings: protocol = 1 (TCP is 0), container_port = 2, host_port = 3
-        ports = (_number(2, inside) + _number(3, outside) for outside, inside in self.host_ports.items())
-        annotations = (_text(1, key) + _text(2, value) for key, value in self.annotations.items())
+        ports = (number(2, inside) + number(3, outside) for outside, inside in self.host_ports.items())
+        annotations = (text(1, key) + text(2, value) for key, value in self.annotations.items())
         return (
-            _embedded(1, metadata)  # metadata: name = 1, uid = 2, namespace = 3
-            + _text(2, self.name)  # hostname
-            + _text(3, str(self.log_directory))
-            + b"".join(_embedded(5, port) for port in ports)
-            + b"".join(_embedded(7, annotation) for annotation in annotations)
-            + _embedded(8, linux)  # linux: cgroup_parent = 1
+            embedded(1, metadata)  # metadata: name = 1, uid = 2, namespace = 3
+            + text(2, self.name)  # hostname
+            + text(3, str(self.log_directory))
+            + b"".join(embedded(5, port) for port in ports)
+            + b"".join(embedded(7, annotation) for annotation in annotations)
+            + embedded(8, linux)  # linux: cgroup_parent = 1
         )
 
 
@@ -159,46 +162,48 @@ class Cri:
         self._channel.close()
 
     def version(self) -> Version:
-        answer = self._call("Version", b"", QUERY_DEADLINE_S)
+        answer = self.call("Version", b"", QUERY_DEADLINE_S)
         return Version(
-            runtime_name=_str(answer, 2),
-            runtime_version=_str(answer, 3),
-            api_version=_str(answer, 4),
+            runtime_name=text_of(answer, 2),
+            runtime_version=text_of(answer, 3),
+            api_version=text_of(answer, 4),
         )
 
     def status(self) -> tuple[Condition, ...]:
-        answer = self._call("Status", b"", QUERY_DEADLINE_S)
+        answer = self.call("Status", b"", QUERY_DEADLINE_S)
         # StatusResponse: status = 1; RuntimeStatus: conditions = 1
         return tuple(
-            Condition(kind=_str(each, 1), met=_int(each, 2) == 1, reason=_str(each, 3), message=_str(each, 4))
-            for each in _messages(_message(answer, 1), 1)
+            Condition(
+                kind=text_of(each, 1), met=number_of(each, 2) == 1, reason=text_of(each, 3), message=text_of(each, 4)
+            )
+            for each in messages(message(answer, 1), 1)
         )
 
     def has_image(self, reference: str) -> bool:
         # ImageStatusRequest: image = 1; ImageSpec: image = 1. ImageStatusResponse: image = 1, absent when unknown.
-        request = _embedded(1, _text(1, reference))
-        return 1 in self._call("ImageStatus", request, QUERY_DEADLINE_S, service="ImageService")
+        request = embedded(1, text(1, reference))
+        return 1 in self.call("ImageStatus", request, QUERY_DEADLINE_S, service="ImageService")
 
     def run_sandbox(self, config: SandboxConfig) -> str:
         """Start a sandbox; its id, which is also CNI_CONTAINERID."""
         # RunPodSandboxRequest: config = 1; RunPodSandboxResponse: pod_sandbox_id = 1
-        return _str(self._call("RunPodSandbox", _embedded(1, config.encoded()), CHANGE_DEADLINE_S), 1)
+        return text_of(self.call("RunPodSandbox", embedded(1, config.encoded()), CHANGE_DEADLINE_S), 1)
 
     def stop_sandbox(self, sandbox_id: str) -> None:
         """End its process and give its network back. Stopping twice is fine."""
-        self._call("StopPodSandbox", _text(1, sandbox_id), CHANGE_DEADLINE_S)
+        self.call("StopPodSandbox", text(1, sandbox_id), CHANGE_DEADLINE_S)
 
     def remove_sandbox(self, sandbox_id: str) -> None:
         """Forget a stopped sandbox. Removing twice is fine."""
-        self._call("RemovePodSandbox", _text(1, sandbox_id), CHANGE_DEADLINE_S)
+        self.call("RemovePodSandbox", text(1, sandbox_id), CHANGE_DEADLINE_S)
 
     def sandbox_status(self, sandbox_id: str) -> SandboxStatus:
         # PodSandboxStatusRequest: pod_sandbox_id = 1, verbose = 2; PodSandboxStatusResponse: status = 1, info = 2
-        answer = self._call("PodSandboxStatus", _text(1, sandbox_id) + _bool(2, value=True), QUERY_DEADLINE_S)
-        status = _message(answer, 1)
-        network = _message(status, 5)  # PodSandboxNetworkStatus: ip = 1, additional_ips = 2; PodIP: ip = 1
-        texts = [_str(network, 1), *(_str(more, 1) for more in _messages(network, 2))]
-        info = {_str(entry, 1): _str(entry, 2) for entry in _messages(answer, 2)}  # map entry: key = 1, value = 2
+        answer = self.call("PodSandboxStatus", text(1, sandbox_id) + flag(2, value=True), QUERY_DEADLINE_S)
+        status = message(answer, 1)
+        network = message(status, 5)  # PodSandboxNetworkStatus: ip = 1, additional_ips = 2; PodIP: ip = 1
+        texts = [text_of(network, 1), *(text_of(more, 1) for more in messages(network, 2))]
+        info = {text_of(entry, 1): text_of(entry, 2) for entry in messages(answer, 2)}  # map entry: key = 1, value = 2
         return SandboxStatus(
             **_identity(status),
             addresses=tuple(ip_address(text) for text in texts if text),
@@ -206,10 +211,11 @@ class Cri:
         )
 
     def sandboxes(self) -> list[Sandbox]:
-        answer = self._call("ListPodSandbox", b"", QUERY_DEADLINE_S)
-        return [Sandbox(**_identity(item)) for item in _messages(answer, 1)]  # ListPodSandboxResponse: items = 1
+        answer = self.call("ListPodSandbox", b"", QUERY_DEADLINE_S)
+        return [Sandbox(**_identity(item)) for item in messages(answer, 1)]  # ListPodSandboxResponse: items = 1
 
-    def _call(self, method: str, request: bytes, deadline_s: float, *, service: str = "RuntimeService") -> Fields:
+    def call(self, method: str, request: bytes, deadline_s: float, *, service: str = "RuntimeService") -> Fields:
+        """One request, encoded; the answer's fields."""
         call = self._channel.unary_unary(f"/runtime.v1.{service}/{method}")
         try:
             return _decoded(call(request, timeout=deadline_s))
@@ -219,12 +225,12 @@ class Cri:
 
 def _identity(fields: Fields) -> dict[str, Any]:
     """What PodSandbox and PodSandboxStatus share: id = 1, metadata = 2 (name = 1, namespace = 3), state = 3."""
-    metadata = _message(fields, 2)
+    metadata = message(fields, 2)
     return {
-        "sandbox_id": _str(fields, 1),
-        "name": _str(metadata, 1),
-        "namespace": _str(metadata, 3),
-        "state": SandboxState(_int(fields, 3)),
+        "sandbox_id": text_of(fields, 1),
+        "name": text_of(metadata, 1),
+        "namespace": text_of(metadata, 3),
+        "state": SandboxState(number_of(fields, 3)),
     }
 
 
@@ -245,20 +251,20 @@ def _varint(number: int) -> bytes:
     return bytes(groups)
 
 
-def _embedded(field: int, value: bytes) -> bytes:
+def embedded(field: int, value: bytes) -> bytes:
     return _varint(field << 3 | _Wire.LENGTH_DELIMITED) + _varint(len(value)) + value
 
 
-def _text(field: int, value: str) -> bytes:
-    return _embedded(field, value.encode())
+def text(field: int, value: str) -> bytes:
+    return embedded(field, value.encode())
 
 
-def _number(field: int, value: int) -> bytes:
+def flag(field: int, *, value: bool) -> bytes:
+    return number(field, int(value))
+
+
+def number(field: int, value: int) -> bytes:
     return _varint(field << 3 | _Wire.VARINT) + _varint(value)
-
-
-def _bool(field: int, *, value: bool) -> bytes:
-    return _varint(field << 3 | _Wire.VARINT) + _varint(int(value))
 
 
 def _decoded(data: bytes) -> Fields:
@@ -300,23 +306,23 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
             return number, at
 
 
-def _messages(fields: Fields, number: int) -> list[Fields]:
+def messages(fields: Fields, number: int) -> list[Fields]:
     return [_decoded(value) for value in fields.get(number, []) if isinstance(value, bytes)]
 
 
-def _message(fields: Fields, number: int) -> Fields:
+def message(fields: Fields, number: int) -> Fields:
     """An embedded message; an absent one has no fields (proto3 defaults)."""
-    found = _messages(fields, number)
+    found = messages(fields, number)
     return found[-1] if found else {}
 
 
-def _str(fields: Fields, number: int) -> str:
+def text_of(fields: Fields, number: int) -> str:
     value = fields.get(number, [b""])[-1]
     assert isinstance(value, bytes), f"field {number} is not length-delimited"
     return value.decode()
 
 
-def _int(fields: Fields, number: int) -> int:
+def number_of(fields: Fields, number: int) -> int:
     value = fields.get(number, [0])[-1]
     assert isinstance(value, int), f"field {number} is not a varint"
     return value

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Builds the image where no registry of base images can be reached: on a base made by debootstrap, with buildah.
+#
+#   scripts/image.sh ARCHIVE      writes an archive that `ctr images import` reads; its name is enoki.test/agent:1
+#
+# What takes minutes (the base, layers) is kept in ENOKI_CACHE, /var/cache/enoki unless set; remove it at any time.
+# Where a registry is reachable, `buildah build -f deploy/image/Containerfile .` is all that is needed.
+set -euo pipefail
+archive=$(realpath "${1:?usage: scripts/image.sh ARCHIVE}")
+cd "$(dirname "$0")/.."
+cache=${ENOKI_CACHE:-/var/cache/enoki}
+suite=bookworm
+mirror=http://deb.debian.org/debian
+
+missing=()
+for program in buildah debootstrap; do
+  command -v "$program" >/dev/null || [ -x "/usr/sbin/$program" ] || missing+=("$program")
+done
+if [ "${#missing[@]}" -gt 0 ]; then
+  echo "enoki: installing Debian packages: ${missing[*]}"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+mkdir -p "$cache"
+
+base="$cache/base-$suite"
+if [ ! -e "$base.done" ]; then
+  echo "enoki: making a Debian $suite base in $base"
+  rm -rf "$base"
+  debootstrap --variant=minbase "$suite" "$base" "$mirror" >"$base.log"
+  # Security updates as everywhere else.
+  printf 'deb %s %s main\ndeb %s %s-updates main\ndeb http://deb.debian.org/debian-security %s-security main\n' \
+    "$mirror" "$suite" "$mirror" "$suite" "$suite" >"$base/etc/apt/sources.list"
+  touch "$base.done"
+fi
+
+# vfs and chroot work inside a container too, where overlayfs and nested runtimes often do not.
+run=(buildah --root "$cache/storage" --runroot "$cache/run" --storage-driver vfs)
+if ! "${run[@]}" inspect --type image enoki.test/base:1 >/dev/null 2>&1; then
+  echo "enoki: importing the base"
+  container=$("${run[@]}" from scratch)
+  "${run[@]}" copy -q "$container" "$base" / >/dev/null
+  "${run[@]}" commit -q --rm "$container" enoki.test/base:1 >/dev/null
+fi
+
+# The machine's certificates, so that a build behind a proxy that terminates TLS reaches PyPI; nothing of them stays.
+certificates=/etc/ssl/certs/ca-certificates.crt
+printf '[global]\ncert = /run/certificates.crt\n' >"$cache/pip.conf"
+"${run[@]}" build -q --isolation chroot --network host --layers --build-arg BASE=enoki.test/base:1 \
+  --volume "$certificates:/run/certificates.crt:ro" --volume "$cache/pip.conf:/etc/pip.conf:ro" \
+  -f deploy/image/Containerfile --ignorefile deploy/image/Containerfile.dockerignore -t enoki.test/agent:1 . >/dev/null
+rm -f "$archive"
+"${run[@]}" push -q enoki.test/agent:1 "docker-archive:$archive:enoki.test/agent:1"

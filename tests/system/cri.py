@@ -106,7 +106,7 @@ class SandboxConfig:
         annotations = (text(1, key) + text(2, value) for key, value in self.annotations.items())
         return (
             embedded(1, metadata)  # metadata: name = 1, uid = 2, namespace = 3
-            + text(2, self.name)  # hostname
+            + text(2, "" if network else self.name)  # hostname; a pod in the node's network has the node's
             + text(3, str(self.log_directory))
             + b"".join(embedded(5, port) for port in ports)
             + b"".join(embedded(7, annotation) for annotation in annotations)

@@ -31,11 +31,15 @@ if [ ! -e "$base.done" ]; then
   # Security updates as everywhere else.
   printf 'deb %s %s main\ndeb %s %s-updates main\ndeb http://deb.debian.org/debian-security %s-security main\n' \
     "$mirror" "$suite" "$mirror" "$suite" "$suite" >"$base/etc/apt/sources.list"
+  # As Debian's slim images: what nobody reads in a container goes.
+  rm -rf "$base"/usr/share/{doc,info,locale,man}/* "$base"/var/cache/apt/archives/*.deb "$base"/var/lib/apt/lists/*
   touch "$base.done"
 fi
 
-# vfs and chroot work inside a container too, where overlayfs and nested runtimes often do not.
-run=(buildah --root "$cache/storage" --runroot "$cache/run" --storage-driver vfs)
+# On top of another overlay (a machine that is itself a container) only plain copies work.
+driver=overlay
+[ "$(stat -f -c %T "$cache")" != overlayfs ] || driver=vfs
+run=(buildah --root "$cache/storage-$driver" --runroot "$cache/run" --storage-driver "$driver")
 if ! "${run[@]}" inspect --type image enoki.test/base:1 >/dev/null 2>&1; then
   echo "enoki: importing the base"
   container=$("${run[@]}" from scratch)
@@ -46,6 +50,7 @@ fi
 # The machine's certificates, so that a build behind a proxy that terminates TLS reaches PyPI; nothing of them stays.
 certificates=/etc/ssl/certs/ca-certificates.crt
 printf '[global]\ncert = /run/certificates.crt\n' >"$cache/pip.conf"
+# chroot: a nested runtime is refused in many containers.
 "${run[@]}" build -q --isolation chroot --network host --layers --build-arg BASE=enoki.test/base:1 \
   --volume "$certificates:/run/certificates.crt:ro" --volume "$cache/pip.conf:/etc/pip.conf:ro" \
   -f deploy/image/Containerfile --ignorefile deploy/image/Containerfile.dockerignore -t enoki.test/agent:1 . >/dev/null

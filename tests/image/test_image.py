@@ -84,6 +84,7 @@ def containerd(vpc: Lab, node: LabNode, host: Host) -> Iterator[Containerd]:
         plugins={"enoki": host.path("/opt/cni/bin") / "enoki"},
         environment={"ENOKI_SOCKET": str(host.path("/run/enoki") / "agent.sock")},
         netns_in_run=True,
+        snapshotter="native" if file_system_of(Path("/run")) == "overlay" else "overlayfs",
         network_comes_later=True,
     )
     with Containerd(plan) as running:
@@ -166,6 +167,12 @@ def test_the_daemon_set_makes_a_node_ready_and_its_containerd_makes_pods(
     assert set(vpc.source_check_drops().values()) == {0}
     assert tracebacks(pod.log(agent)) == []
     pod.stop(again)
+
+
+def file_system_of(path: Path) -> str:
+    """The kind of file system that is mounted at `path`, or at / (proc(5), /proc/self/mounts)."""
+    kinds = {line.split()[1]: line.split()[2] for line in Path("/proc/self/mounts").read_text().splitlines()}
+    return kinds.get(str(path), kinds["/"])
 
 
 def ping(netns: str, address: str) -> None:

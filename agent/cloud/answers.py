@@ -40,8 +40,12 @@ def eni(
     subnet_cidr: IPv4Network,
     instance_id: str,
     policy: CloudPolicy,
+    excluded: bool = False,
 ) -> Eni:
-    """One element of DescribeNetworkInterfaces, with the subnet's CIDR, which that answer does not have."""
+    """One element of DescribeNetworkInterfaces, with the subnet's CIDR, which that answer does not have.
+
+    excluded: the subnet's tags keep pods out.
+    """
     card, device = attached.get("NetworkCardIndex", 0), attached["DeviceIndex"]
     found_tags = tags(answer.get("TagSet", ()))
     ours = is_managed(
@@ -65,6 +69,7 @@ def eni(
         security_groups=tuple(group["GroupId"] for group in answer.get("Groups", ())),
         delete_on_termination=attached.get("DeleteOnTermination", False),
         interface_type=interface_type,
+        excluded=excluded,
         made_by_us=found_tags.get(INSTANCE_ID) == instance_id,
         managed=ours and primary_address != NO_ADDRESS and interface_type in _POD_INTERFACE_TYPES,
     )

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, assert_never
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 
-from agent.cloud import answers
+from agent.cloud import answers, tags
 from agent.cloud.budget import ActionBudget
 from agent.cloud.calls import CallLedger
 from agent.cloud.eni_changes import EniChanges
@@ -91,10 +91,12 @@ class Ec2Cloud:
         self._transactions = Transactions()
         self._stack = AsyncExitStack()
         self._client: EC2Client
-        # Types newer than the bundled table, as EC2 described them.
-        self._learned_limits: dict[str, InstanceLimits] = {}
+        # From the bundled table, and beyond it as EC2 described them.
+        self._known_limits: dict[str, InstanceLimits] = {}
         # A subnet's CIDR never changes.
         self._subnet_cidrs: dict[SubnetId, IPv4Network] = {}
+        # Subnets whose tags kept pods out when they were last described: an ENI's description does not say.
+        self._excluded: set[SubnetId] = set()
 
     async def __aenter__(self) -> Self:
         # At debug level the SDK logs whole requests, session token included.
@@ -143,16 +145,20 @@ class Ec2Cloud:
 
     async def limits(self, instance_type: str) -> InstanceLimits:
         """See `Cloud.limits`."""
-        if known := self._learned_limits.get(instance_type) or bundled_limits(instance_type):
-            return known
+        known = self._known_limits.get(instance_type) or bundled_limits(instance_type)
+        if known is None:
+            known = await self._described_limits(instance_type)
+        self._known_limits[instance_type] = known
+        return known
+
+    async def _described_limits(self, instance_type: str) -> InstanceLimits:
         answer = await self._calls.run(
             "DescribeInstanceTypes",
             self._client.describe_instance_types(InstanceTypes=[instance_type]),  # type: ignore[list-item]  # a new one
             {"instance_type": instance_type},
         )
         for described in answer["InstanceTypes"]:
-            learned = self._learned_limits[instance_type] = answers.limits(described)
-            return learned
+            return answers.limits(described)
         raise CloudGone(
             Cause.EC2_GONE,
             f"DescribeInstanceTypes knows no {instance_type}",
@@ -171,6 +177,7 @@ class Ec2Cloud:
             answers.eni(
                 answer,
                 at,
+                excluded=answer["SubnetId"] in self._excluded,
                 subnet_cidr=self._subnet_cidrs[SubnetId(answer["SubnetId"])],
                 instance_id=instance_id,
                 policy=self._policy,
@@ -211,7 +218,10 @@ class Ec2Cloud:
                 break
             request["NextToken"] = token
         for one in found:
-            self._subnet_cidrs[SubnetId(one["SubnetId"])] = IPv4Network(one.get("CidrBlock") or answers.NO_ADDRESS)
+            subnet_id = SubnetId(one["SubnetId"])
+            self._subnet_cidrs[subnet_id] = IPv4Network(one.get("CidrBlock") or answers.NO_ADDRESS)
+            is_excluded = tags.subnet_is_excluded(answers.tags(one.get("Tags", ())), policy=self._policy)
+            (self._excluded.add if is_excluded else self._excluded.discard)(subnet_id)
         return found
 
     async def _learn_subnet_cidrs(self, wanted: Iterable[tuple[SubnetId, Mac]]) -> None:

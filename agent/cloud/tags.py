@@ -43,6 +43,17 @@ def for_new_eni(policy: CloudPolicy, *, instance_id: str, now: datetime) -> dict
     return tags | dict(policy.additional_eni_tags)
 
 
+def subnet_is_excluded(tags: Mapping[str, str], *, policy: CloudPolicy) -> bool:
+    """Whether the tags of a subnet keep pods out of it, also those of ENIs that are there already.
+
+    Role "0" does. With another role, and when the cluster's name is known, tags that name clusters must name this one.
+    """
+    role = tags.get(SUBNET_ROLE, "")
+    clusters = {key.removeprefix(SUBNET_CLUSTER_PREFIX) for key in tags if key.startswith(SUBNET_CLUSTER_PREFIX)}
+    is_anothers = bool(role and policy.cluster_name and clusters) and policy.cluster_name not in clusters
+    return policy.subnet_discovery and (role == "0" or is_anothers)
+
+
 def subnet_is_usable(tags: Mapping[str, str], *, is_node_subnet: bool, policy: CloudPolicy) -> bool:
     """Whether a new ENI may be made in a subnet with these tags.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from agent.errors import Cause, TryAgain
 from agent.ipam.account import Account, account, eni_limit
 from agent.ipam.plan import CreateEni, Observation, PoolPolicy
-from agent.ipam.trouble import DESCRIBE_ENIS, DESCRIBE_SUBNETS, SHRINK, Trouble
+from agent.ipam.trouble import DESCRIBE_ENIS, DESCRIBE_SUBNETS, SHRINK, Trouble, align_scope
 
 _BIGGER = "run fewer pods on this node, raise MAX_ENI if it is set, or use a larger instance type"
 
@@ -49,7 +49,8 @@ def explain(
             Cause.POOL_EMPTY, f"no address is free, and {why}", evidence=evidence, remedy=remedy, retry_after_s=30.0
         )
     # What growth itself met comes first; a describe that fails only delays it.
-    blocking = [one for one in troubles if one.scope not in {SHRINK, DESCRIBE_SUBNETS} and one is not fragmented]
+    aside = {SHRINK, DESCRIBE_SUBNETS, *(align_scope(usage.eni.eni_id) for usage in seen.enis)}
+    blocking = [one for one in troubles if one.scope not in aside and one is not fragmented]
     trouble = min(blocking, key=lambda one: one.scope == DESCRIBE_ENIS, default=None)
     if trouble is not None:
         return _refused(seen, trouble, evidence)

@@ -206,3 +206,36 @@ async def test_somebody_elses_enis_are_seen_and_left_alone(world: World) -> None
     world.boto3.detach_network_interface(AttachmentId=attachment_id)
     world.boto3.delete_network_interface(NetworkInterfaceId=made)
     assert (other.eni_id, other.device, other.managed) == (made, 2, False)
+
+
+async def test_an_eni_in_a_subnet_that_tags_close_is_excluded_once_its_subnet_is_described(world: World) -> None:
+    async with adapter(world) as cloud:
+        made = await second_eni(cloud, world)
+        closed = [{"Key": "kubernetes.io/role/cni", "Value": "0"}]
+        world.boto3.create_tags(Resources=[made.subnet_id], Tags=closed)
+        try:
+            assert [one.subnet_id for one in await cloud.describe_subnets()] == [world.subnet_ids[0]]
+            assert [eni.excluded for eni in await cloud.describe_enis()] == [False, True]
+        finally:
+            world.boto3.create_tags(Resources=[made.subnet_id], Tags=[{"Key": "kubernetes.io/role/cni", "Value": "1"}])
+        await cloud.describe_subnets()
+        assert [eni.excluded for eni in await cloud.describe_enis()] == [False, False]
+        await cloud.delete_eni(made)
+
+
+async def test_security_groups_and_the_end_of_an_eni_are_set_by_one_request_each(world: World) -> None:
+    group = (
+        world.boto3.create_security_group(GroupName="another", Description="another", VpcId=world.instance.vpc_id)
+        if world.name == "moto"
+        else None
+    )
+    other = group["GroupId"] if group else world.security_group
+    async with adapter(world) as cloud:
+        made = await second_eni(cloud, world)
+        before = cloud.calls.total()
+        await cloud.set_security_groups(made.eni_id, [other])
+        await cloud.delete_with_instance(made)
+        assert cloud.calls.total() - before == 2
+        [_, seen] = await cloud.describe_enis()
+        await cloud.delete_eni(made)
+    assert seen.security_groups == (other,)

@@ -6,10 +6,13 @@ import asyncio
 import logging
 import statistics
 from collections.abc import Iterator
+from functools import cache
 from ipaddress import IPv4Network
 
 import pytest
 
+from agent.cloud import ec2
+from agent.cloud.limits import bundled_limits
 from agent.ipam.plan import PoolPolicy
 from sim.ec2.budget import Budget
 from sim.model.config import SubnetConfig
@@ -37,8 +40,9 @@ def a_fleet(group: asyncio.TaskGroup, budget: Budget) -> list[VirtualNode]:
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """A million lines of log take longer than the test."""
+def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A million lines of log, and a thousand times the table of limits, take longer than the test."""
+    monkeypatch.setattr(ec2, "bundled_limits", cache(bundled_limits))
     logging.disable(logging.WARNING)
     yield
     logging.disable(logging.NOTSET)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from agent.cloud.policy import CloudPolicy
-from agent.cloud.tags import for_new_eni, is_managed, subnet_is_usable
+from agent.cloud.tags import for_new_eni, is_managed, subnet_is_excluded, subnet_is_usable
 
 OURS = {"node.k8s.amazonaws.com/instance_id": "i-me"}
 THEIRS = {"node.k8s.amazonaws.com/instance_id": "i-other"}
@@ -88,3 +88,24 @@ def test_which_subnets_may_be_used(
 ) -> None:
     policy = CloudPolicy(cluster_name=cluster_name, subnet_discovery=discovery)
     assert subnet_is_usable(tags, is_node_subnet=is_node_subnet, policy=policy) is usable
+
+
+@pytest.mark.parametrize(
+    ("tags", "cluster_name", "discovery", "excluded"),
+    [
+        ({}, "blue", True, False),
+        ({ROLE: ""}, "blue", True, False),
+        ({ROLE: "0"}, "", True, True),
+        ({ROLE: "0"}, "", False, False),
+        ({ROLE: "1"}, "blue", True, False),
+        ({ROLE: "1", RED: ""}, "blue", True, True),
+        ({ROLE: "1", RED: ""}, "", True, False),
+        ({ROLE: "1", RED: "", BLUE: ""}, "blue", True, False),
+        ({RED: ""}, "blue", True, False),
+    ],
+)
+def test_which_subnets_are_closed_to_pods(
+    *, tags: dict[str, str], cluster_name: str, discovery: bool, excluded: bool
+) -> None:
+    policy = CloudPolicy(cluster_name=cluster_name, subnet_discovery=discovery)
+    assert subnet_is_excluded(tags, policy=policy) is excluded

@@ -49,8 +49,10 @@ class Waiters:
         while the ENI of that address is not set up.
         """
         for waiter in tuple(self._queue):
+            if waiter.answer.done():
+                continue  # its deadline has come, or its client has gone: it leaves the queue in a moment
             ledger.reserve(waiter.holder, now_s)
             reservation = ledger.reservation(waiter.holder.key)
-            if reservation is not None and not waiter.answer.done():
+            if reservation is not None:
                 self.leave(waiter)
                 waiter.answer.set_result(reservation)

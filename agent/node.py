@@ -39,7 +39,7 @@ from agent.vpc_cidrs import VpcCidrs
 log = event_logger(__name__)
 
 POOL_TURN_S = 60.0
-"""The longest turn of the pool: two describes, each with the cloud adapter's own deadlines."""
+"""The longest turn of the pool. It waits for nothing outside, so only a bug takes that long."""
 SWEEP_TURN_S = 60.0
 """The longest look for vanished attachments: one dump of the kernel and its consequences."""
 LEAK_TURN_S = 300.0

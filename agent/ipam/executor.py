@@ -1,4 +1,4 @@
-"""Carries out what a plan asks for: EC2 calls and ENI set-up, each as a task of its own.
+"""Carries out what a plan asks for, and looks at EC2: calls and ENI set-up, each as a task of its own.
 
 So a slow action (an ENI takes EC2 seconds to attach, and longer to detach) never keeps the pool from serving demand
 that has come meanwhile. What is in flight is known to the planner. An `AgentError` opens a breaker; anything else is a
@@ -55,7 +55,18 @@ class _AlignEni:
     delete_with_instance: bool
 
 
-_Job = Action | _SetUpEni | _AlignEni
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LookAtEnis:
+    """Describe the ENIs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LookAtSubnets:
+    """Describe the subnets."""
+
+
+_Upkeep = _SetUpEni | _AlignEni | _LookAtEnis | _LookAtSubnets
+_Job = Action | _Upkeep
 
 
 class Executor:
@@ -93,7 +104,7 @@ class Executor:
     @property
     def in_flight(self) -> tuple[Action, ...]:
         """Actions whose result is not in the ledger yet, oldest first."""
-        return tuple(job for job in self._jobs.values() if not isinstance(job, _SetUpEni | _AlignEni))
+        return tuple(job for job in self._jobs.values() if not isinstance(job, _Upkeep))
 
     @property
     def setting_up(self) -> frozenset[EniId]:
@@ -129,6 +140,24 @@ class Executor:
         with bind_request(",".join(request_ids)), purpose(_PURPOSES[type(action)]):
             log.info("pool_action", action=type(action).__name__, reason=action.reason, **fields)
             self._begin(action, name=type(action).__name__)
+
+    @property
+    def is_looking_at_enis(self) -> bool:
+        return any(isinstance(job, _LookAtEnis) for job in self._jobs.values())
+
+    @property
+    def is_looking_at_subnets(self) -> bool:
+        return any(isinstance(job, _LookAtSubnets) for job in self._jobs.values())
+
+    def look_at_enis(self) -> None:
+        """Start a describe of the ENIs, unless one is under way. Nobody who waits for an address waits for it."""
+        if not self.is_looking_at_enis:
+            self._begin(_LookAtEnis(), name="look at ENIs")
+
+    def look_at_subnets(self) -> None:
+        """Start a describe of the subnets, unless one is under way."""
+        if not self.is_looking_at_subnets:
+            self._begin(_LookAtSubnets(), name="look at subnets")
 
     def set_up_enis(self) -> None:
         """Start to set up every ENI of ours that is not, unless it failed a moment ago."""
@@ -193,6 +222,10 @@ class Executor:
                 await self._set_up(job.eni)
             case _AlignEni():
                 await self._align(job)
+            case _LookAtEnis():
+                await self._lookout.look_at_enis()
+            case _LookAtSubnets():
+                await self._lookout.look_at_subnets()
             case _:
                 assert_never(job)
 

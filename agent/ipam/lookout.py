@@ -64,10 +64,14 @@ class Lookout:
 
     @property
     def blocked_subnets(self) -> frozenset[SubnetId]:
-        """Subnets that had nothing left when last looked at, for as long as their breaker is open."""
-        return frozenset(
-            one for one in self._known_subnets() - set(self.short_subnets) if self._breakers.is_open(subnet_scope(one))
-        )
+        """Subnets that had nothing left when last looked at, until the next look.
+
+        That is when their breaker is half-open: a read shows what a refused write would. While EC2 does not let us
+        read, a write is the probe.
+        """
+        is_blind = self._breakers.is_open(DESCRIBE_SUBNETS)
+        is_shut = self._breakers.is_open if is_blind else self._breakers.is_failing
+        return frozenset(one for one in self._known_subnets() - set(self.short_subnets) if is_shut(subnet_scope(one)))
 
     @property
     def fragmented_subnets(self) -> frozenset[SubnetId]:
@@ -81,10 +85,13 @@ class Lookout:
         refused = {one for one in self._known_subnets() if self._breakers.is_failing(prefix_scope(one))}
         return frozenset(refused | {one for one, until_s in self._scarce.items() if now_s < until_s})
 
-    async def describe_enis_when_due(self) -> None:
-        """Describe the ENIs and reconcile the ledger, if the last describe is old and EC2 may be asked."""
-        if self._clock() < self.describe_at_s or self._breakers.is_open(DESCRIBE_ENIS):
-            return
+    @property
+    def is_due(self) -> bool:
+        """The last describe of ENIs is old, or doubted, and EC2 may be asked."""
+        return self._clock() >= self.describe_at_s and not self._breakers.is_open(DESCRIBE_ENIS)
+
+    async def look_at_enis(self) -> None:
+        """Describe the ENIs and reconcile the ledger."""
         doubts_before = self._doubt_count
         is_scheduled = self._clock() - self.described_s >= DESCRIBE_EVERY_S
         try:
@@ -105,7 +112,7 @@ class Lookout:
             unsettled = bool(findings) or self._ledger.inventory.count(AddressState.RETIRING) > 0
             self.describe_at_s = self.described_s + (SECOND_LOOK_S if unsettled else DESCRIBE_EVERY_S)
         if self._clock() - self._subnets_s >= SUBNETS_EVERY_S:
-            await self._describe_subnets()
+            await self.look_at_subnets()
 
     def describe_soon(self, after_s: float) -> None:
         """Have the ENIs described no later than `after_s` from now."""
@@ -117,20 +124,22 @@ class Lookout:
         self.is_distrusted = True
         self.describe_soon(0.0)
 
-    async def describe_subnets_for(self, decided: Plan) -> bool:
-        """Describe the subnets if a plan needs to know them; whether it did, so that planning again is worth it."""
-        creates = any(isinstance(action, CreateEni) for action in decided.actions)
-        is_stale = self._clock() - self._subnets_s >= SUBNETS_FRESH_S
-        wanted = (creates and is_stale) or (decided.short_count > 0 and bool(self._half_open_subnets()))
-        return wanted and await self._describe_subnets()
+    def wants_subnets(self, decided: Plan) -> bool:
+        """Whether a plan needs a new list of subnets, and EC2 may be asked.
 
-    async def look_ahead(self, decided: Plan) -> None:
-        """Describe the subnets if nobody has yet and the pool grows: its next step may be an ENI.
-
-        Call it when the plan's actions are under way: none of them waits for the answer.
+        It does when it makes an ENI by an old list, when it may be time to try a full subnet again, and when the pool
+        grows and nobody has asked yet: its next step may be an ENI.
         """
-        if decided.short_count and decided.actions and math.isinf(self._subnets_s):
-            await self._describe_subnets()
+        if self._breakers.is_open(DESCRIBE_SUBNETS) or not decided.short_count:
+            return False
+        creates = any(isinstance(action, CreateEni) for action in decided.actions)
+        is_first = bool(decided.actions) and math.isinf(self._subnets_s)
+        return is_first or (creates and self.is_list_old) or bool(self._half_open_subnets())
+
+    @property
+    def is_list_old(self) -> bool:
+        """The list of subnets is too old to choose one for a new ENI."""
+        return self._clock() - self._subnets_s >= SUBNETS_FRESH_S
 
     def prefixes_refused(self, subnet_id: SubnetId, count: int, error: AgentError) -> None:
         """EC2 refused `count` prefixes in a subnet: try one at a time; single addresses when there is not one."""
@@ -146,7 +155,7 @@ class Lookout:
         """
         error.evidence["subnet"] = subnet_id  # EC2 was asked for an ENI and does not say which subnet was full
         self._breakers.trip(subnet_scope(subnet_id), error)
-        if not await self._describe_subnets():
+        if not await self.look_at_subnets():
             self._short.pop(subnet_id, None)
         elif self._free_count(subnet_id) >= asked_count:
             # EC2 contradicts itself (its count lags, or the rest is reserved): do not ask for the same again.
@@ -159,7 +168,8 @@ class Lookout:
         self._short.pop(subnet_id, None)
         self._breakers.reset(subnet_scope(subnet_id))
 
-    async def _describe_subnets(self) -> bool:
+    async def look_at_subnets(self) -> bool:
+        """Describe the subnets; whether EC2 answered."""
         if self._breakers.is_open(DESCRIBE_SUBNETS):
             return False
         half_open = self._half_open_subnets()

@@ -1,8 +1,8 @@
 """The warm pool: the loop that executes plans, and the queue of those who wait for an address.
 
-`step` is one turn of a reconciler: look (a describe only when the last one is old), plan, start what the plan asks for,
-and say when to look again. The pool alone retries what EC2 or the kernel refused, when a breaker says so; a wake
-defeats no breaker, but free addresses are handed out whatever fails.
+`step` is one turn of a reconciler: start a look at EC2 if the last one is old, plan, start what the plan asks for, and
+say when to look again. It waits for nothing: whatever ends is another turn. The pool alone retries what EC2 or the
+kernel refused, when a breaker says so; a wake defeats no breaker, but free addresses are handed out whatever fails.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from agent.ipam.model import (
     InstanceLimits,
     Reservation,
 )
-from agent.ipam.plan import Action, Observation, Plan, PoolPolicy, Surroundings
+from agent.ipam.plan import Action, CreateEni, Observation, Plan, PoolPolicy, Surroundings
 from agent.ipam.planner import plan
 from agent.ipam.shortage import explain
 from agent.ipam.trouble import CREATE_ENI, DESCRIBE_ENIS, GROW, SHRINK, Trouble
@@ -159,17 +159,21 @@ class Pool:
         """
         if self._executor.bug is not None:
             raise self._executor.bug
-        await self._lookout.describe_enis_when_due()
+        if self._lookout.is_due:
+            self._executor.look_at_enis()
         self._serve()
         self._executor.set_up_enis()
         if self._surroundings.is_provisioning:
             self._executor.align_enis(follow_groups=not self._policy.custom_networking)
         decided = self.plan_now()
-        if await self._lookout.describe_subnets_for(decided):
-            decided = self.plan_now()
+        if self._lookout.wants_subnets(decided):
+            self._executor.look_at_subnets()
         for action in decided.actions:
-            self._executor.start(action, request_ids=self._waiters.request_ids())
-        await self._lookout.look_ahead(decided)
+            # An ENI waits until it is known where it may go; the end of that look is a turn of its own.
+            if not (
+                isinstance(action, CreateEni) and self._lookout.is_list_old and self._executor.is_looking_at_subnets
+            ):
+                self._executor.start(action, request_ids=self._waiters.request_ids())
         self._latest = decided
         return self._rest_s()
 
@@ -244,11 +248,12 @@ class Pool:
 
     def _rest_s(self) -> float:
         now_s = self._clock()
+        asked = self._executor.is_looking_at_enis
         times_s = [
             now_s + self._latest.recheck_after_s,
             self._breakers.next_try_s(),
             self._ledger.next_cooled_s(),
-            None if self._breakers.is_open(DESCRIBE_ENIS) else self._lookout.describe_at_s,
+            None if asked or self._breakers.is_open(DESCRIBE_ENIS) else self._lookout.describe_at_s,
         ]
         return max(0.0, min(time_s for time_s in times_s if time_s is not None) - now_s)
 

@@ -10,7 +10,7 @@ from agent.errors import Cause, TryAgain
 from agent.ipam.model import AddressState
 from agent.ipam.plan import PoolPolicy
 from agent.ipam.waiters import Waiter, Waiters
-from sim.faults import DelayEffect, ErrorEffect, Fault
+from sim.faults import DelayEffect, ErrorEffect, Fault, HangEffect
 from tests.ipam_builders import a_holder, a_ledger, an_eni, ip
 from tests.virtual_node import VirtualNode, virtual_node
 from tests.virtual_time import virtual_time
@@ -101,6 +101,24 @@ def test_past_the_deadline_the_error_names_cause_evidence_and_the_next_try(
             assert raised.value.retry_after_s
             if cause is Cause.IAM_DENIED:
                 assert "ec2:" in raised.value.remedy
+
+    test()
+
+
+@pytest.mark.parametrize("action", ["DescribeNetworkInterfaces", "DescribeSubnets"])
+def test_a_look_at_ec2_that_hangs_keeps_nobody_from_an_address(action: str) -> None:
+    @virtual_time
+    async def test() -> None:
+        async with virtual_node(LEAN) as node:
+            await node.start()
+            node.client.faults.add(Fault(action=action, effect=HangEffect(), times=None))
+            if action == "DescribeNetworkInterfaces":
+                while not node.client.faults.listed()[0].hit_count:
+                    await asyncio.sleep(1.0)
+            began_s = asyncio.get_running_loop().time()
+            await asyncio.gather(*(node.add(f"pod-{number}") for number in range(5)))
+            assert asyncio.get_running_loop().time() - began_s < 2.0
+            assert node.client.faults.listed()[0].hit_count == 1
 
     test()
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from agent.attachments import AttachmentPolicy, Attachments
+from agent.cloud.budget import ActionBudget
 from agent.cloud.ec2 import Ec2Cloud
 from agent.cloud.imds import ImdsMetadata
 from agent.cloud.imds_only import ImdsOnlyCloud
@@ -131,6 +132,10 @@ class Node:
         if self.parts is None or not self.startup.ready.is_set():
             return TryAgain(Cause.AGENT_STARTING, self.startup.waits_for())
         return None if self.parts.ledger.addresses() else self.parts.pool.view().failure
+
+    def budget(self) -> tuple[ActionBudget, ...]:
+        """EC2's request budget as this node sees it, by action; nothing before the start, and in IMDS-only mode."""
+        return () if self.parts is None or not isinstance(self._cloud, Ec2Cloud) else self._cloud.budget()
 
     def host_ifname(self, holder: Holder) -> str:
         """The name of an attachment's host veth."""

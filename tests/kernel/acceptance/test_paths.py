@@ -12,7 +12,8 @@ import pytest
 
 from agent.datapath.policy import DatapathPolicy, SnatPort
 from sim.fabric import INTERNET_ADDRESS
-from tests.kernel.acceptance import rows, services
+from bench import kube_proxy as services
+from tests.kernel.acceptance import rows
 from tests.kernel.acceptance.probe import ANSWER_S, SILENCE_S, Answer, Path, ask
 from tests.kernel.acceptance.rows import Row
 from tests.kernel.acceptance.world import OTHER_NODE, SECONDARY_ENI_PODS, World, built

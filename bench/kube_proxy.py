@@ -1,7 +1,8 @@
 """kube-proxy's rules in its three forms, for a handful of Services: the chains, marks, priorities and translations that
 kube-proxy v1.31 writes (its `iptables` mode by either iptables, and its `nftables` mode), as shell commands.
 
-Every Service has TCP and UDP, and two endpoint chains behind a statistic match, as if two endpoints were ready.
+A Service has TCP and UDP unless told otherwise, and two endpoint chains behind a statistic match, as if two endpoints
+were ready.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Final
 
 PORT: Final = 80
 ENDPOINT_PORT: Final = 8080
+FIRST_CLUSTER_IP: Final = IPv4Address("172.20.1.0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,7 @@ class Service:
     cluster_ip: IPv4Address | None = None
     node_port: int = 0
     masquerade: bool = False
+    protocols: tuple[str, ...] = ("tcp", "udp")
 
 
 def services(
@@ -58,7 +61,7 @@ def iptables(command: str, wanted: list[Service]) -> str:
         "-A KUBE-POSTROUTING -j MASQUERADE --random-fully",
     ]
     for service in wanted:
-        for protocol in ("tcp", "udp"):
+        for protocol in service.protocols:
             _iptables_service(service, protocol, chains, rules)
     rules.append('-A KUBE-SERVICES -m comment --comment "last" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS')
     filters = [
@@ -75,15 +78,16 @@ def iptables(command: str, wanted: list[Service]) -> str:
 def _iptables_service(service: Service, protocol: str, chains: list[str], rules: list[str]) -> None:
     chain, external = _hash("SVC", service, protocol), _hash("EXT", service, protocol)
     first, second = _hash("SEP-A", service, protocol), _hash("SEP-B", service, protocol)
-    chains += [chain, external, first, second]
+    chains += [chain, first, second]
     if service.cluster_ip:
         rules.append(f"-A KUBE-SERVICES -d {service.cluster_ip}/32 -p {protocol} --dport {PORT} -j {chain}")
     if service.node_port:
+        chains.append(external)
         rules.append(f"-A KUBE-NODEPORTS -p {protocol} --dport {service.node_port} -j {external}")
-    if service.masquerade:
-        rules.append(f"-A {external} -j KUBE-MARK-MASQ")
+        if service.masquerade:
+            rules.append(f"-A {external} -j KUBE-MARK-MASQ")
+        rules.append(f"-A {external} -j {chain}")
     rules += [
-        f"-A {external} -j {chain}",
         f"-A {chain} -m statistic --mode random --probability 0.5 -j {first}",
         f"-A {chain} -j {second}",
     ]
@@ -104,8 +108,8 @@ table ip kube-proxy {{
     masquerade fully-random
   }}
   {chains}
-  map service-ips {{ type ipv4_addr . inet_proto . inet_service : verdict; elements = {{ {ips} }}; }}
-  map service-nodeports {{ type inet_proto . inet_service : verdict; elements = {{ {node_ports} }}; }}
+  map service-ips {{ type ipv4_addr . inet_proto . inet_service : verdict; {ips} }}
+  map service-nodeports {{ type inet_proto . inet_service : verdict; {node_ports} }}
   chain services {{
     ip daddr . meta l4proto . th dport vmap @service-ips
     fib daddr type local ip daddr != 127.0.0.0/8 meta l4proto . th dport vmap @service-nodeports
@@ -118,11 +122,15 @@ table ip kube-proxy {{
 """
 
 
+def _elements(listed: list[str]) -> str:
+    return f"elements = {{ {', '.join(listed)} }};" if listed else ""
+
+
 def nftables(wanted: list[Service]) -> str:
     maps: dict[str, list[str]] = {"service-ips": [], "service-nodeports": []}
     chains: list[str] = []
     for service in wanted:
-        for protocol in ("tcp", "udp"):
+        for protocol in service.protocols:
             name = f"{service.name}/{protocol}".replace("/", "-")
             if service.cluster_ip:
                 maps["service-ips"].append(f"{service.cluster_ip} . {protocol} . {PORT} : goto service-{name}")
@@ -139,8 +147,8 @@ def nftables(wanted: list[Service]) -> str:
             ]
     text = _NFTABLES.format(
         chains="\n".join(chains),
-        ips=", ".join(maps["service-ips"]),
-        node_ports=", ".join(maps["service-nodeports"]),
+        ips=_elements(maps["service-ips"]),
+        node_ports=_elements(maps["service-nodeports"]),
     )
     return f"nft -f - <<'END'\n{text}\nEND\n"
 

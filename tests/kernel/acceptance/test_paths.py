@@ -11,8 +11,8 @@ from typing import Final
 import pytest
 
 from agent.datapath.policy import DatapathPolicy, SnatPort
-from sim.fabric import INTERNET_ADDRESS
 from bench import kube_proxy as services
+from sim.fabric import INTERNET_ADDRESS
 from tests.kernel.acceptance import rows
 from tests.kernel.acceptance.probe import ANSWER_S, SILENCE_S, Answer, Path, ask
 from tests.kernel.acceptance.rows import Row

@@ -66,7 +66,7 @@ link set foreign0 up
 link set foreign1 up
 route add 192.168.78.0/24 via 192.168.77.2
 route add 192.168.79.0/24 dev foreign0 table 777
-rule add pref 100 fwmark 0x4242 lookup 777
+rule add pref 100 fwmark 0x4200/0xff00 lookup 777
 rule add pref 1536 from 192.168.77.9 lookup 777
 END
 nft -f - <<'END'
@@ -146,13 +146,30 @@ def built(policy: DatapathPolicy, *, mtu: int = 9001, before: str = "", after: s
 
     before, after: shell commands run in the node's namespace before ours is installed, and after it.
     """
+    with attached(PRIMARY_ENI_PODS, SECONDARY_ENI_PODS, before=before) as world:
+        with world.node.entered():
+            asyncio.run(_wire(policy, mtu, *world.enis, world.places))
+        if after:
+            world.node.run("sh", "-ec", after)
+        yield world
+
+
+@contextmanager
+def attached(
+    primary_pods: Mapping[str, IPv4Address],
+    secondary_pods: Mapping[str, IPv4Address],
+    *,
+    instance_type: str = "m5.large",
+    before: str = "",
+) -> Iterator[World]:
+    """The node with its ENIs attached and its containers made, and nothing of ours yet."""
     with ExitStack() as stack:
         vpc = Vpc(VpcConfig(seed=7))
         fabric = Fabric(Netns.unused_name("acc"), vpc)
         stack.callback(fabric.remove)
         fabric.build()
+        enis = _launch(vpc, instance_type, tuple(primary_pods.values()), tuple(secondary_pods.values()))
         subnet_id = next(iter(vpc.state.subnets))
-        primary, secondary = _launch(vpc, subnet_id)
         elsewhere_id = vpc.run_instance("m5.large", subnet_id, now_s=0.0).instance_id
         assert vpc.state.enis_of(elsewhere_id)[0].primary_address == OTHER_NODE
         node, elsewhere = (Netns(name=name) for name in fabric.node_namespaces.values())
@@ -163,31 +180,26 @@ def built(policy: DatapathPolicy, *, mtu: int = 9001, before: str = "", after: s
             "C": Place(netns=router, address=ROUTED),
             "META": Place(netns=router, address=METADATA),
             "P": Place(netns=elsewhere, address=OTHER_NODE),
-            "N": Place(netns=node, address=primary.primary_address),
+            "N": Place(netns=node, address=enis[0].primary_address),
             "N2": Place(netns=node, address=N2),
         }
-        for name, address in (*PRIMARY_ENI_PODS.items(), *SECONDARY_ENI_PODS.items()):
+        for name, address in (*primary_pods.items(), *secondary_pods.items()):
             places[name] = Place(netns=stack.enter_context(Netns.made("pod")), address=address)
-        node.run("sh", "-ec", FOREIGN)
-        if before:
-            node.run("sh", "-ec", before)
-        world = World(fabric, node, places, (primary, secondary))
+        node.run("sh", "-ec", f"{FOREIGN}\n{before}")
+        world = World(fabric, node, places, enis)
         world.foreign_before = world.foreign()
-        with node.entered():
-            asyncio.run(_wire(policy, mtu, primary, secondary, places))
-        if after:
-            node.run("sh", "-ec", after)
         yield world
 
 
-def _launch(vpc: Vpc, subnet_id: str) -> tuple[EniRecord, EniRecord]:
-    instance_id = vpc.run_instance("m5.large", subnet_id, now_s=0.0).instance_id
+def _launch(
+    vpc: Vpc, instance_type: str, primary_pods: tuple[IPv4Address, ...], secondary_pods: tuple[IPv4Address, ...]
+) -> tuple[EniRecord, EniRecord]:
+    subnet_id = next(iter(vpc.state.subnets))
+    instance_id = vpc.run_instance(instance_type, subnet_id, now_s=0.0).instance_id
     primary_id = vpc.state.enis_of(instance_id)[0].eni_id
-    wish = Ipv4Wish(addresses=tuple(PRIMARY_ENI_PODS.values()))
+    wish = Ipv4Wish(addresses=primary_pods)
     vpc.apply(partial(assign_ipv4, eni_id=primary_id, wish=wish), now_s=0.0)
-    request = CreateInterface(
-        subnet_id=subnet_id, primary_address=N2, ipv4=Ipv4Wish(addresses=tuple(SECONDARY_ENI_PODS.values()))
-    )
+    request = CreateInterface(subnet_id=subnet_id, primary_address=N2, ipv4=Ipv4Wish(addresses=secondary_pods))
     eni = vpc.apply(partial(create_interface, request=request), now_s=0.0)
     attachment = AttachInterface(eni_id=eni.eni_id, instance_id=instance_id, device_index=1)
     vpc.apply(partial(attach_interface, request=attachment, now_s=0.0), now_s=0.0)

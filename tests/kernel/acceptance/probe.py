@@ -18,7 +18,7 @@ from tests.kernel.datapath_node import Netns
 
 ANSWER_S: Final = 3.0
 """For an exchange that should work: only a failing test waits this long."""
-SILENCE_S: Final = 0.08
+SILENCE_S: Final = 0.06
 """For one that should not."""
 
 _ICMP_ECHO_REPLY: Final = 0

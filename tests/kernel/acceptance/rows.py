@@ -1,13 +1,13 @@
 """The acceptance list: one row, one path a packet may take through the node.
 
 A row reads: CLIENT asks TARGET; the server behind it sees PEER as the source; while the exchange runs, the node sends
-on the ENIs in BY and on no other ("-": the exchange never leaves the node). NEEDS says what of ours the row cannot do
-without: the nftables table (`table`), rule 1024 (`mark`), the other routes and rules (`routes`), or nothing. Take it
-away, and the row must fail; take something else away, and the row must still hold.
+on the ENIs in BY and on no other ("-": the exchange never leaves the node; "any": a refusal may). NEEDS says what of
+ours the row cannot do without: the nftables table (`table`), rule 1024 (`mark`), the other routes and rules (`routes`),
+or nothing. Take it away, and the row must fail; take something else away, and the row must still hold.
 
 Names of places are explained in world.py. Targets: a place (port 8080), `V50` `V60` `V70` (Services whose endpoint is
 B2, X, P), `:30080` (node port to B1, the client's source kept), `:30081` (to B1, masqueraded), `:30082` (to P, the
-same).
+same), `@ADDRESS:31000` (host port of B1), `@ADDRESS:31001` (host port of A1, bound to N's address).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _row(line: str) -> Row:
         peer=peer if peer != "nobody" else "",
         by=frozenset(by.split("+")) if by != "-" else frozenset(),
         needs=frozenset(needs.split("+")),
-        protocols=PORTS if target[0] in "V:" else ALL,
+        protocols=PORTS if target[0] in "V:@" else ALL,
         port_kept={"": None, "kept": True, "random": False}[port[0] if port else ""],
     )
 
@@ -92,8 +92,25 @@ SNAT: Final = _rows("""
     N6a   B2  :30080  B2  -     routes
     N6b   B1  :30081  N   -     routes
     N7    N   :30080  N   -     routes
+    H1a   X   @N:31000   X       ens5  routes+table+mark
+    H1b   P   @N:31000   P       ens5  routes+table+mark
+    H2a   X   @N:31001   X       ens5  routes+table
+    H2b   P   @N2:31001  nobody  any   nothing
+    H3    B1  @N:31000   N       -     routes+table
+    H4a   B2  @N:31000   B2      -     routes+table
+    H4b   N   @N:31000   N       -     routes+table
+    H4c   N   @lo:31000  N       -     routes+table
 """)
 """The default: the node translates. N8 (UDP) is the protocols of N1, N2, P8 and P9."""
+
+
+def _text_of(rows: tuple[Row, ...], other: tuple[Row, ...]) -> str:
+    """The rows that are not in `other`, as text."""
+    return "".join(
+        f"{row.id} {row.client} {row.target} {row.peer or 'nobody'} {'+'.join(row.by) or '-'} routes\n"
+        for row in rows
+        if row not in other
+    )
 
 
 def changed(rows: tuple[Row, ...], text: str) -> tuple[Row, ...]:
@@ -130,13 +147,20 @@ EXCLUDED: Final = changed(
 NODE_PORT_OFF: Final = changed(
     SNAT,
     """
-    N1    X   :30080  nobody  ens6  table
-    N4a   P   :30080  nobody  ens6  table
-    N5    C   :30080  nobody  ens6  table
+    N1    X   :30080    nobody  ens6  routes
+    N2    X   :30081    nobody  ens6  routes
+    N4a   P   :30080    nobody  ens6  routes
+    N4b   P   :30081    nobody  ens6  routes
+    N5    C   :30080    nobody  ens6  routes
+    H1a   X   @N:31000  nobody  ens6  routes
+    H1b   P   @N:31000  nobody  ens6  routes
 """,
 )
 """AWS_VPC_CNI_NODE_PORT_SUPPORT=false: a pod of a secondary ENI answers by that ENI, with the node's address, and the
-VPC drops it. What kube-proxy masquerades is answered to the node, and works."""
+VPC drops it; masqueraded or not, because the route is chosen before the answer gets the node's address back."""
+
+NODE_PORT_OFF_EXTERNAL_SNAT: Final = changed(EXTERNAL_SNAT, _text_of(NODE_PORT_OFF, SNAT))
+"""Neither: nothing is marked, and there is no rule 1024."""
 
 PORT_KEPT: Final = tuple(replace(row, port_kept=True) if row.id in ("P8", "P9") else row for row in SNAT)
 """AWS_VPC_K8S_CNI_RANDOMIZESNAT=none: the client's own port, when it is free."""

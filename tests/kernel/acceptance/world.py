@@ -27,7 +27,7 @@ from nftables import Nftables
 from agent.datapath.kernel import KernelDatapath
 from agent.datapath.policy import DatapathPolicy
 from agent.ipam.model import AttachmentKey, Eni, EniId, Holder, Instance, Mac, SubnetId
-from agent.ports import PodWiring
+from agent.ports import PodWiring, PortMapping, Transport
 from sim.fabric import INTERNET_ADDRESS, Fabric
 from sim.model.attachments import AttachInterface, attach_interface
 from sim.model.config import VpcConfig
@@ -40,6 +40,7 @@ from tests.kernel.datapath_node import Netns
 
 VPC_CIDR: Final = IPv4Network("10.0.0.0/16")
 SUBNET_CIDR: Final = IPv4Network("10.0.0.0/24")
+NODE: Final = IPv4Address("10.0.0.4")
 ROUTED: Final = IPv4Address("172.31.9.9")
 OTHER_NODE: Final = IPv4Address("10.0.0.5")
 METADATA: Final = IPv4Address("169.254.169.254")
@@ -171,7 +172,7 @@ def attached(
         enis = _launch(vpc, instance_type, tuple(primary_pods.values()), tuple(secondary_pods.values()))
         subnet_id = next(iter(vpc.state.subnets))
         elsewhere_id = vpc.run_instance("m5.large", subnet_id, now_s=0.0).instance_id
-        assert vpc.state.enis_of(elsewhere_id)[0].primary_address == OTHER_NODE
+        assert (enis[0].primary_address, vpc.state.enis_of(elsewhere_id)[0].primary_address) == (NODE, OTHER_NODE)
         node, elsewhere = (Netns(name=name) for name in fabric.node_namespaces.values())
         outside, router = Netns(name=fabric.internet_namespace), Netns(name=fabric.vpc_namespace)
         router.ip(f"addr add {ROUTED}/32 dev lo")
@@ -180,7 +181,7 @@ def attached(
             "C": Place(netns=router, address=ROUTED),
             "META": Place(netns=router, address=METADATA),
             "P": Place(netns=elsewhere, address=OTHER_NODE),
-            "N": Place(netns=node, address=enis[0].primary_address),
+            "N": Place(netns=node, address=NODE),
             "N2": Place(netns=node, address=N2),
         }
         for name, address in (*primary_pods.items(), *secondary_pods.items()):
@@ -231,6 +232,18 @@ def wiring_of(name: str, place: Place, *, table_id: int, mtu: int) -> PodWiring:
         addresses=(place.address,),
         table_id=table_id,
         mtu=mtu,
+        port_mappings=_host_ports(name),
+    )
+
+
+def _host_ports(name: str) -> tuple[PortMapping, ...]:
+    """B1 has 31000 on every address of the node; A1 has 31001 on the primary ENI's alone."""
+    port, bound_to = {"B1": (31000, None), "A1": (31001, NODE)}.get(name, (0, None))
+    if not port:
+        return ()
+    return tuple(
+        PortMapping(host_port=port, container_port=8080, transport=transport, host_address=bound_to)
+        for transport in (Transport.TCP, Transport.UDP)
     )
 
 

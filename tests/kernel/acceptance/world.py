@@ -98,6 +98,7 @@ class World:
         self.places = places
         self.enis = enis
         self.foreign_before = ""
+        self._dropped_count = 0
         self._legs = {f"eni{eni.eni_id[-12:]}": f"ens{5 + device}" for device, eni in enumerate(enis)}
         self._nft: Any = run_inside(fabric.vpc_namespace, Nftables)
         self._nft.set_json_output(val=True)
@@ -126,6 +127,11 @@ class World:
         """What the fabric has dropped of the node's packets: for their source, or at the internet gateway."""
         listing = json.loads(self._ask("list counters table inet vpc"))
         return sum(entry["counter"]["packets"] for entry in listing["nftables"] if "counter" in entry)
+
+    def newly_dropped_count(self) -> int:
+        """As `dropped_count`, since this was last asked."""
+        before, self._dropped_count = self._dropped_count, self.dropped_count()
+        return self._dropped_count - before
 
     def give_elastic_addresses(self) -> None:
         """Let the pods' own addresses pass the internet gateway, as an elastic IP or a NAT gateway would."""

@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 
 from agent.datapath.kernel import KernelDatapath
-from agent.datapath.policy import DatapathPolicy
+from agent.datapath.policy import DatapathPolicy, SnatPort
 from sim.fabric import INTERNET_ADDRESS
 from tests.kernel.acceptance.probe import ANSWER_S, SILENCE_S, Path, ask
 from tests.kernel.acceptance.test_paths import Variant, built_beside_kube_proxy
@@ -131,19 +131,19 @@ class NewFlows:
             client.recv(100)
 
 
-def test_x3_restarts_and_new_vpc_cidrs_misroute_nothing(world: World) -> None:
-    """P5, P9 and N1 while an agent starts anew and the VPC gets and loses a CIDR, ten times over."""
+def test_x3_restarts_new_settings_and_new_vpc_cidrs_misroute_nothing(world: World) -> None:
+    """P5, P9 and N1 while an agent starts anew, with another setting each time, and the VPC gets and loses a CIDR."""
     dropped = world.dropped_count()
     with NewFlows(world) as flows, world.node.entered():
-        for _ in range(10):
-            asyncio.run(_restart(world))
+        for port in (SnatPort.HASHED, SnatPort.HASHED, SnatPort.FULLY_RANDOM) * 3:
+            asyncio.run(_restart(world, DatapathPolicy(names_directory=None, randomize_snat=port)))
     assert not flows.failures, f"after {flows.counts} flows: {flows.failures}"
     assert min(flows.counts) > 20
     assert world.dropped_count() == dropped
 
 
-async def _restart(world: World) -> None:
-    datapath = KernelDatapath(DatapathPolicy(names_directory=None))
+async def _restart(world: World, policy: DatapathPolicy) -> None:
+    datapath = KernelDatapath(policy)
     try:
         await datapath.prepare_node(instance_of(world.enis[0]))
         for device, eni in enumerate(world.enis):

@@ -104,10 +104,8 @@ class SecondaryEni:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Commands that belong together. program: `ip -batch -` and the like; feed: its standard input.
-
-    only_if_fed: programs whose empty input would be an error are not started.
-    """
+    """Commands that belong together. program: `ip -batch -` and the like; feed: its standard input; without any, the
+    program is not started."""
 
     why: str
     program: tuple[str, ...]

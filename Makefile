@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 NODES ?= 2
 IMAGE_CACHE ?= /var/cache/enoki
-.PHONY: help setup demo test test-image check format lab lab-down openapi bench bench-pool bench-release lock
+.PHONY: help setup demo test test-image check format lab lab-down openapi bench bench-pool bench-datapath bench-release lock
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ bench-pool: setup ## replay the warm pool beside a model of the AWS plugin's; wr
 
 bench-release: setup ## what a DEL spends on the connections of its address
 	@$(PYTHON) -m bench.release
+
+bench-datapath: setup ## time ADD in the kernel and a forwarded packet beside the AWS layout; writes docs/performance.md
+	@$(PYTHON) -m bench.datapath
 
 lock: setup ## write the lock files anew from pyproject.toml (needs uv)
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

@@ -1,5 +1,7 @@
 """The composition root: settings -> policies -> node -> door -> supervise. `python -m agent`.
 
+`python -m agent adopt` takes a node over from the AWS plugin, or gives it back: see `agent/adoption/command.py`.
+
 Exit codes: 0 after SIGTERM or SIGINT, 1 after a bug (the restart recovers), 78 (EX_CONFIG, sysexits.h) for settings
 that are not allowed.
 """
@@ -16,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 import uvloop
 
 from agent import settings
+from agent.adoption import command
 from agent.attachments import AttachmentPolicy
 from agent.cloud.policy import CloudPolicy
 from agent.datapath.policy import DatapathPolicy
@@ -43,6 +46,8 @@ def main() -> int:
             sys.stderr.write(f"enoki: {problem}\n")
         return EXIT_CONFIG
     configure_logging(chosen.log_level.value)
+    if sys.argv[1:2] == ["adopt"]:
+        return command.main(sys.argv[2:], policies(chosen).datapath, chosen.imds_endpoint, chosen.socket)
     for notice in chosen.notices:
         log.warning("settings_notice", notice=notice)
     try:

@@ -15,6 +15,7 @@ packages=(
   ca-certificates python3 python3-venv   # the interpreter that python3-nftables is built for
   nftables python3-nftables              # the firewall and its official binding
   iproute2 iputils-ping procps curl      # what the demo and its reader type
+  iptables                               # both kinds: what kube-proxy and the AWS plugin leave on a node
   conntrack                              # connection tracking, seen from the command line
   containerd runc busybox-static         # the real runtime of the system tests, and its pause image
   gcc libc6-dev libpython3-dev           # link the CNI plugin into one static executable

@@ -6,6 +6,7 @@ Blocking; runs in a worker thread that may change namespaces.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from agent.datapath import cold, layout, messages, namespaces, seen, shaping, sysctls
 from agent.datapath.desired import AF_INET, Bucket, PodPlan, alike, gateways, pod_rules
@@ -41,6 +42,10 @@ def difference(route: NetlinkSocket, plan: PodPlan, netns_fd: int) -> str | None
 
     Raises: NetlinkRefused, OSError.
     """
+    link = seen.link_named(route, plan.host_ifname)
+    adopted = seen.macs_of_adopted(route, link) if link is not None else None
+    if adopted is not None:
+        plan = replace(plan, host_mac=adopted[0], pod_mac=adopted[1])
     return _host_difference(route, plan) or _pod_difference(plan, netns_fd)
 
 

@@ -42,6 +42,9 @@ class Firewall:
         self._primary_ifname, self._primary_address = primary_ifname, primary_address
         self._text = schema.schema(primary_ifname, primary_address, self._policy)
         self._vpc_cidrs = tuple(vpc_cidrs)
+        if self._nft().cmd(schema.list_aside())[0] == 0:
+            for step in schema.delete_aside():
+                self._apply("removing what a killed agent left", step)
         seen = self._seen()
         if (
             seen is not None
@@ -99,7 +102,9 @@ class Firewall:
             text = schema.install(
                 self._text, self._vpc_cidrs, cooling, sorted(self._eni_indexes), install_text(host_ports)
             )
-            self._change("installing the table", text)
+            steps = schema.in_two(text) if self._listing() is None else schema.replacement(text)
+            for step in steps:
+                self._change("installing the table", step)
 
     def _difference(self) -> str | None:
         listing = self._listing()

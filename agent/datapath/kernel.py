@@ -236,14 +236,15 @@ class KernelDatapath:
         for link, addresses in found:
             holder = holder_of(link.alias)
             if holder is not None and addresses:
+                macs = seen.macs_of_adopted(route, link) or (mac_of(holder.key, "host"), mac_of(holder.key, "pod"))
                 yield HostSide(
                     key=holder.key,
                     ifindex=link.ifindex,
                     ifname=link.ifname,
                     alias=link.alias,
                     group=link.group,
-                    mac=mac_of(holder.key, "host"),
-                    pod_mac=mac_of(holder.key, "pod"),
+                    mac=macs[0],
+                    pod_mac=macs[1],
                     mtu=link.mtu,
                     addresses=addresses,
                     host_ports=bool(self._host_ports.of(addresses)),

@@ -31,6 +31,8 @@ from agent.ports import CoolingSeen
 _TABLE = f"{layout.NFT_FAMILY} {layout.NFT_TABLE}"
 _GROUPS = f"{layout.POD_GROUPS.start}-{layout.POD_GROUPS.stop - 1}"
 _NOT_ENI_MASK = 0xFFFFFFFF ^ layout.MARK_ENI_MASK
+_ASIDE = f"{_TABLE}_aside"
+_NAMES_CHAIN = re.compile(r"^\w+ (?:chain|rule) | eni_by_group ")
 _COMMENT = re.compile(r'^\s*comment "enoki schema ([0-9a-f]{16})"$', re.MULTILINE)
 _ENI_CHAIN = re.compile(r"^\s*chain eni_(\d+) \{$", re.MULTILINE)
 
@@ -183,6 +185,46 @@ def install(
             *(add_eni(index) for index in eni_indexes),
         )
     )
+
+
+def replacement(installation: str) -> tuple[str, ...]:
+    """`install` for a table that is there and has packets in it: transactions, to be applied in this order.
+
+    A second table says the same meanwhile. Saying it twice does no harm: marks are or-ed, the first translation binds.
+    """
+    sets, rules = in_two(installation)
+    return (
+        sets.replace(_TABLE, _ASIDE),
+        rules.replace(_TABLE, _ASIDE),
+        f"flush table {_TABLE}\n",
+        sets,
+        rules,
+        *delete_aside(),
+    )
+
+
+def in_two(installation: str) -> tuple[str, str]:
+    """`install` as two transactions: sets with their elements, then the rules that look into them.
+
+    One transaction misroutes, one new connection in a few hundred on a busy node (Linux 6.18): the elements of a new
+    interval set are there a moment after the rules, and those of an old one go a moment before them; meanwhile nothing
+    is in the VPC, and is translated.
+    """
+    before, inner = installation.split("\tchain ", 1)
+    chains, after = inner.split("\n}\n", 1)
+    elements = [line for line in after.splitlines(keepends=True) if not _NAMES_CHAIN.search(line)]
+    naming = [line for line in after.splitlines(keepends=True) if _NAMES_CHAIN.search(line)]
+    return f"{before}}}\n{''.join(elements)}", f"table {_TABLE} {{\n\tchain {chains}\n}}\n{''.join(naming)}"
+
+
+def list_aside() -> str:
+    """The second table of `replacement`, which an agent that was killed there leaves."""
+    return f"list table {_ASIDE}"
+
+
+def delete_aside() -> tuple[str, str]:
+    """Transactions that remove it."""
+    return (f"flush table {_ASIDE}\n", f"delete table {_ASIDE}\n")
 
 
 def set_vpc_cidrs(cidrs: Sequence[IPv4Network]) -> str:

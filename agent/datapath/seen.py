@@ -9,7 +9,7 @@ from agent.datapath import cold, layout, messages
 from agent.datapath.desired import AF_INET, AF_INET6, holder_of
 from agent.datapath.messages import LinkSeen, PodRouteSeen, RouteSeen
 from agent.datapath.netlink import NetlinkRefused, NetlinkSocket
-from agent.ipam.model import Address, AttachmentKey, Holder
+from agent.ipam.model import Address, AttachmentKey, Holder, Mac
 from agent.ports import AttachmentSeen
 
 _NOBODY = Holder(key=AttachmentKey(container_id="", ifname=""), namespace="", pod="")
@@ -46,6 +46,19 @@ def pod_links(route: NetlinkSocket) -> tuple[LinkSeen, ...]:
     links = (messages.parse_link(seen.payload) for seen in route.dump(messages.dump_links("veth")))
     # A kernel before 4.4 ignores the filter by kind.
     return tuple(link for link in links if link.kind == "veth" and link.group in layout.POD_GROUPS)
+
+
+def macs_of_adopted(route: NetlinkSocket, link: LinkSeen) -> tuple[Mac, Mac] | None:
+    """The MACs of host veth and pod of an adopted pod; None for a pod that was wired here.
+
+    The AWS plugin lets the kernel number its links, and draws its MACs at random: they stay, because the pod has the
+    host veth's in a permanent neighbour. The pod's own is in the permanent neighbour that the adoption wrote.
+    """
+    if link.ifindex in layout.HOST_IFINDEXES:
+        return None
+    dumped = route.dump(messages.dump_neighbours(AF_INET, link.ifindex))
+    neighbours = (messages.parse_neighbour(each.payload) for each in dumped)
+    return next(((link.mac, each.mac) for each in neighbours if each is not None and each.permanent), None)
 
 
 def veth_ifindexes(route: NetlinkSocket) -> tuple[int, ...]:

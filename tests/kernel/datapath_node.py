@@ -101,10 +101,14 @@ class Netns:
     def path(self) -> str:
         return f"/run/netns/{self.name}"
 
+    @staticmethod
+    def unused_name(role: str) -> str:
+        return f"ek{os.getpid()}-{role}-{next(_count)}"
+
     @classmethod
     @contextmanager
     def made(cls, role: str) -> Iterator[Netns]:
-        netns = cls(name=f"ek{os.getpid()}-{role}-{next(_count)}")
+        netns = cls(name=cls.unused_name(role))
         run("ip", "netns", "add", netns.name)
         try:
             yield netns

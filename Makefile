@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 NODES ?= 2
-.PHONY: help setup demo test check format lab lab-down openapi bench bench-pool bench-release lock
+.PHONY: help setup demo test check format lab lab-down openapi ec2-model bench bench-pool bench-release bench-agent lock
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,7 @@ check: setup ## format, lint, types, import contracts, openapi drift
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 	@$(PYTHON) scripts/openapi.py --check
+	@$(PYTHON) -m scripts.ec2_model --check
 
 format: setup ## rewrite the code in the house's format
 	@.venv/bin/ruff format .
@@ -37,6 +38,9 @@ lab-down: setup ## remove everything `make lab` made, and nothing else
 openapi: setup ## write openapi.yaml from the code
 	@$(PYTHON) scripts/openapi.py --write
 
+ec2-model: setup ## write the part of botocore's EC2 model that agent/cloud calls
+	@$(PYTHON) -m scripts.ec2_model --write
+
 bench: setup ## time whole-process ADD and DEL beside ptp + host-local; writes docs/performance.md
 	@$(PYTHON) -m bench.cni
 
@@ -45,6 +49,9 @@ bench-pool: setup ## replay the warm pool beside a model of the AWS plugin's; wr
 
 bench-release: setup ## what a DEL spends on the connections of its address
 	@$(PYTHON) -m bench.release
+
+bench-agent: setup ## resident memory, idle CPU and restart of one agent; writes docs/performance.md
+	@$(PYTHON) -m bench.agent
 
 lock: setup ## write the lock files anew from pyproject.toml (needs uv)
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

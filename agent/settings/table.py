@@ -1,7 +1,7 @@
 """The table of settings: name, kind, default, what it means.
 
 One section per part of the agent. To add one: a field with its text here, a policy that carries it
-(agent/__main__.py), its name gone from `inert`, and `python -m scripts.configuration --write`.
+(agent/assembly.py), its name gone from `inert`, and `python -m scripts.configuration --write`.
 """
 
 from __future__ import annotations

@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 
-from agent.runtime.socket_server import hold_socket, serve
+from agent.runtime.door import hold_socket
+from agent.runtime.socket_server import serve
 
 DEADLINE_S = 10.0
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
-from agent.runtime.socket_server import hold_socket
+from agent.runtime.door import hold_socket
 async def main():
     async with hold_socket(Path(sys.argv[1])):
         print("held", flush=True)
@@ -97,7 +98,7 @@ class _Waiting(logging.Handler):
 
 @pytest.fixture
 def waiting() -> Any:
-    handler, logger = _Waiting(), logging.getLogger("agent.runtime.socket_server")
+    handler, logger = _Waiting(), logging.getLogger("agent.runtime.door")
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

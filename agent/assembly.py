@@ -14,7 +14,11 @@ from agent.attachments import AttachmentPolicy
 from agent.cloud.policy import CloudPolicy
 from agent.datapath.policy import DatapathPolicy
 from agent.ipam.plan import PoolPolicy
+from agent.kube.absent import NoCluster
+from agent.kube.cluster import KubeCluster
+from agent.kube.policy import KubePolicy
 from agent.node import Node, Policies
+from agent.ports import Cluster
 from agent.runtime.log import event_logger
 from agent.runtime.notify import notify_ready
 from agent.runtime.socket_server import serve
@@ -27,7 +31,7 @@ log = event_logger("agent")
 
 async def serve_node(chosen: settings.Settings, sock: socket.socket, stop: asyncio.Event) -> None:
     """Serve on `sock`, which nobody else owns, until `stop` is set. Raises: whatever is a bug, as a group."""
-    node = Node(policies(chosen), clock=time.monotonic, ready=announce, stop=stop)
+    node = Node(policies(chosen), clock=time.monotonic, ready=announce, stop=stop, cluster=cluster(chosen))
     try:
         app = create_app(AgentService(node))
         # What the imports made stays: the collector need not walk it, nor break it loose from pages it shares.
@@ -79,6 +83,26 @@ def policies(chosen: settings.Settings) -> Policies:
         metadata_endpoint=chosen.imds_endpoint,
         version=own_version(),
     )
+
+
+def cluster(chosen: settings.Settings) -> Cluster:
+    """Kubernetes, if settings say who and where; otherwise a node works alone."""
+    policy = KubePolicy(
+        node_name=chosen.node_name,
+        kubeconfig=chosen.kubeconfig,
+        service_host=chosen.kubernetes_service_host,
+        service_port=chosen.kubernetes_service_port,
+        endpoint=chosen.cluster_endpoint,
+        pod_name=chosen.pod_name,
+        annotate_pod_ip=chosen.annotate_pod_ip,
+        custom_networking=chosen.custom_networking,
+        eni_config_label=chosen.eni_config_label,
+        eni_config_annotation=chosen.eni_config_annotation,
+    )
+    if not policy.is_configured:
+        log.info("kubernetes_not_configured", node_name=policy.node_name)
+        return NoCluster(custom_networking=policy.custom_networking)
+    return KubeCluster(policy, version=own_version())
 
 
 def own_version() -> str:

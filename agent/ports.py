@@ -6,7 +6,7 @@ All raise only `AgentError` subclasses for expected failures; every call has a d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
@@ -374,7 +374,7 @@ class Cluster(Protocol):
 
     @property
     def schedulable(self) -> bool:
-        """False on a cordoned node, unless settings say that makes no difference. True while nobody knows."""
+        """False on a cordoned node. True while nobody knows."""
         ...
 
     @property
@@ -382,11 +382,8 @@ class Cluster(Protocol):
         """Pods the kubelet takes, those on the host's network included; None while nobody knows."""
         ...
 
-    def announced_count(self, served: Collection[PodName]) -> int:
-        """Pods bound to this node that will ask for an address.
-
-        served: pods that have one already, or are waiting for it: they are counted elsewhere.
-        """
+    def announced(self) -> frozenset[PodName]:
+        """Pods bound to this node that need an address: some have one by now, or wait for it."""
         ...
 
     def pod(self, namespace: str, name: str) -> PodFacts | None:

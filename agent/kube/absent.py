@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
-from agent.errors import AgentError
+from agent.errors import AgentError, Cause, ClusterFailed
 from agent.ipam.model import Attachment, Finding
 from agent.ports import ClusterView, Notice, PodFacts, PodName, Site
 
 
 class NoCluster:
-    """Implements `agent.ports.Cluster`."""
+    """Implements `agent.ports.Cluster`.
+
+    custom_networking: whether settings ask for what only Kubernetes can answer.
+    """
+
+    def __init__(self, *, custom_networking: bool = False) -> None:
+        self._custom_networking = custom_networking
 
     @property
     def schedulable(self) -> bool:
@@ -21,10 +27,9 @@ class NoCluster:
     def max_pods(self) -> int | None:
         return None
 
-    def announced_count(self, served: Collection[PodName]) -> int:
+    def announced(self) -> frozenset[PodName]:
         """Nobody announces pods."""
-        del served
-        return 0
+        return frozenset()
 
     def pod(self, namespace: str, name: str) -> PodFacts | None:
         """Nobody knows pods."""
@@ -32,8 +37,14 @@ class NoCluster:
         return None
 
     def site(self) -> Site | AgentError | None:
-        """Wherever the pool likes."""
-        return None
+        """Wherever the pool likes; but for custom networking somebody would have to say."""
+        if not self._custom_networking:
+            return None
+        return ClusterFailed(
+            Cause.CUSTOM_NETWORKING_UNKNOWN,
+            "custom networking is on, and Kubernetes, whose ENIConfigs say where new ENIs go, is not configured",
+            remedy="set MY_NODE_NAME, and run in a pod or set KUBECONFIG; or turn custom networking off",
+        )
 
     def report(self, notice: Notice) -> None:
         """The log has it already."""

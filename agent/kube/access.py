@@ -82,12 +82,10 @@ def find(policy: KubePolicy, *, service_account: Path = SERVICE_ACCOUNT) -> Acce
 
     Raises: ClusterFailed when what there is cannot be used: a file is missing or makes no sense.
     """
-    if not policy.node_name:
+    if not policy.is_configured:
         return None
     if policy.kubeconfig is not None:
         return from_kubeconfig(policy.kubeconfig, endpoint=policy.endpoint)
-    if not (policy.service_host and policy.service_port):
-        return None
     host = f"[{policy.service_host}]" if ":" in policy.service_host else policy.service_host
     authority = service_account / "ca.crt"
     return Access(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from ipaddress import IPv4Address
 from time import monotonic
@@ -81,15 +81,15 @@ class KubeCluster:
     @property
     def schedulable(self) -> bool:
         node = self._node
-        return self._policy.manage_when_unschedulable or node is None or not node.unschedulable
+        return node is None or not node.unschedulable
 
     @property
     def max_pods(self) -> int | None:
         return None if self._node is None else self._node.max_pods
 
-    def announced_count(self, served: Collection[PodName]) -> int:
-        """See `Cluster.announced_count`."""
-        return demand.announced_count(self._pods.items.values(), served)
+    def announced(self) -> frozenset[PodName]:
+        """See `Cluster.announced`."""
+        return demand.announced(self._pods.items.values())
 
     def pod(self, namespace: str, name: str) -> PodFacts | None:
         """See `Cluster.pod`."""

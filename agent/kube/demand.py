@@ -6,7 +6,7 @@ later: until then it is announced.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from agent.ipam.model import Attachment, Finding, FindingKind
 from agent.kube.objects import Pod
@@ -17,9 +17,9 @@ POD_GONE_S = 300.0
 or two, and nothing is done about it but telling."""
 
 
-def announced_count(pods: Iterable[Pod], served: Collection[PodName]) -> int:
-    """Pods that need an address and are not among those that have one or wait for one."""
-    return sum(1 for one in pods if one.needs_address and one.facts.full_name not in served)
+def announced(pods: Iterable[Pod]) -> frozenset[PodName]:
+    """Pods that need an address; some of them may have one by now, or wait for it."""
+    return frozenset(one.facts.full_name for one in pods if one.needs_address)
 
 
 def missing_since(

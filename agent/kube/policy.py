@@ -21,7 +21,6 @@ class KubePolicy:
     annotate_pod_ip: write `vpc.amazonaws.com/pod-ips` on pods.
     custom_networking: new ENIs go where an ENIConfig says.
     eni_config_label, eni_config_annotation: keys on the node that name its ENIConfig.
-    manage_when_unschedulable: attach and detach on a cordoned node too.
     """
 
     node_name: str = ""
@@ -34,4 +33,8 @@ class KubePolicy:
     custom_networking: bool = False
     eni_config_label: str = ENI_CONFIG_KEY
     eni_config_annotation: str = ENI_CONFIG_KEY
-    manage_when_unschedulable: bool = False
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether settings say who this node is and where an API server may be."""
+        return bool(self.node_name and (self.kubeconfig is not None or (self.service_host and self.service_port)))

@@ -55,12 +55,3 @@ def site(node: NodeFacts | None, configs: Mapping[str, EniConfig] | None, policy
             f" annotation {policy.eni_config_annotation}, label {policy.eni_config_label}, in this order",
         )
     return Site(name=name, subnet_id=SubnetId(config.subnet), security_groups=config.security_groups)
-
-
-def pod_capacity(*, eni_count: int, slots_per_eni: int, addresses_per_slot: int = 1) -> int:
-    """Pods a node can carry under custom networking: the primary ENI serves none; two are on the host's network.
-
-    EKS User Guide, "Customize the secondary network interface in Amazon EKS nodes": (ENIs - 1) x (IPv4 addresses per
-    ENI - 1) + 2.
-    """
-    return (eni_count - 1) * slots_per_eni * addresses_per_slot + 2

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ class ApiServer:
     """One API server on 127.0.0.1. `start` and `stop` may alternate; the port and the objects stay the same.
 
     token: what clients must present; None: anybody may. bookmark_s: seconds between bookmarks.
-    requests: (verb, plural) of every request so far. open_watches: how many there are now.
+    requests: (verb, plural) of every request so far. queries: those of lists and watches, in full.
     """
 
     def __init__(self, *, token: str | None = None, bookmark_s: float = 60.0, port: int = 0) -> None:
@@ -43,7 +43,6 @@ class ApiServer:
         self.token = token
         self.requests: Counter[tuple[str, str]] = Counter()
         self.queries: list[tuple[str, str, dict[str, str]]] = []
-        self.open_watches = 0
         self._bookmark_s = bookmark_s
         self._port = port
         self._runner: web.AppRunner | None = None
@@ -56,7 +55,7 @@ class ApiServer:
     async def start(self) -> None:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._answer)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True)
         await site.start()
@@ -82,6 +81,9 @@ class ApiServer:
             self.requests[verb, target.kind.plural] += 1
             self.queries.append((verb, target.kind.plural, dict(request.query)))
             rule = self.faults.take(verb, target.kind.plural)
+            if rule is not None and rule.fault is Fault.HANG:
+                async with self._cuttable(request):
+                    await asyncio.Event().wait()
             if rule is not None and rule.fault not in {Fault.STALE, Fault.GONE_IN_STREAM, Fault.END_AT_ONCE}:
                 return await _misbehave(request, rule)
             self._authenticate(request)
@@ -143,21 +145,25 @@ class ApiServer:
         if rule is not None:
             await response.write(_line({"type": "ERROR", "object": _status(Refused(410, "Expired", "too old"))}))
             return response
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101
-        self._watches.add(task)
-        self.open_watches += 1
-        try:
+        async with self._cuttable(request):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(float(request.query.get("timeoutSeconds", "1800"))):
                     await self._stream(request, response, target, version)
-            return response
+        return response
+
+    @contextlib.asynccontextmanager
+    async def _cuttable(self, request: web.Request) -> AsyncIterator[None]:
+        """A request that lasts until `cut_watches`, which closes its connection."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101
+        self._watches.add(task)
+        try:
+            yield
         except asyncio.CancelledError:
             if request.transport is not None:
                 request.transport.abort()
             raise
         finally:
-            self.open_watches -= 1
             self._watches.discard(task)
 
     async def _stream(self, request: web.Request, response: web.StreamResponse, target: _Target, version: int) -> None:
@@ -207,8 +213,6 @@ async def _misbehave(request: web.Request, rule: Rule) -> web.StreamResponse:
             return web.Response(status=503, text="upstream connect error")
         case Fault.GARBAGE:
             return web.Response(text="<html>captive portal</html>")
-        case Fault.HANG:
-            await asyncio.Event().wait()
         case _:
             response = web.StreamResponse(headers={"Content-Type": "application/json"})
             if _is_watch(request):

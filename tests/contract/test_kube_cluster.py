@@ -22,7 +22,7 @@ from agent.kube.absent import NoCluster
 from agent.kube.access import Access, FixedToken
 from agent.kube.cluster import POD_IPS, KubeCluster
 from agent.kube.policy import KubePolicy
-from agent.ports import Cluster, Notice, NoticeKind, PodName, Site
+from agent.ports import Cluster, Notice, NoticeKind, Site
 from sim.kube.faults import Fault, Rule
 from sim.kube.server import ApiServer, a_node, a_pod
 from sim.kube.store import ENI_CONFIGS, EVENTS, NODES, PODS
@@ -75,20 +75,19 @@ async def test_both_clusters_are_clusters(server: ApiServer) -> None:
     async with cluster(server) as made:
         clusters: list[Cluster] = [made, NoCluster()]
 
-    assert all(one.announced_count(set()) == 0 and one.schedulable for one in clusters)
+    assert all(not one.announced() and one.schedulable for one in clusters)
 
 
-async def test_bound_pods_are_demand_until_they_are_served(server: ApiServer) -> None:
+async def test_bound_pods_are_announced_while_they_need_an_address(server: ApiServer) -> None:
     await server.store.create(PODS, "default", a_pod("a", NODE))
     await server.store.create(PODS, "default", a_pod("b", NODE))
     await server.store.create(PODS, "kube-system", a_pod("proxy", NODE, host_network=True))
     wakes: list[int] = []
     async with cluster(server) as made:
         made.subscribe(lambda: wakes.append(1))
-        await until(lambda: made.announced_count(set()) == 2)
-        assert made.announced_count({PodName(("default", "a"))}) == 1
+        await until(lambda: {name for _, name in made.announced()} == {"a", "b"})
         await server.store.patch(PODS, "default", "b", {"status": {"phase": "Succeeded"}})
-        await until(lambda: made.announced_count(set()) == 1)
+        await until(lambda: {name for _, name in made.announced()} == {"a"})
 
         facts = made.pod("default", "a")
         assert facts is not None
@@ -99,13 +98,11 @@ async def test_bound_pods_are_demand_until_they_are_served(server: ApiServer) ->
 
 async def test_max_pods_and_cordon(server: ApiServer) -> None:
     taint = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
-    async with cluster(server) as made, cluster(server, replace(POLICY, manage_when_unschedulable=True)) as careless:
+    async with cluster(server) as made:
         assert (made.schedulable, made.max_pods) == (True, None)
         await until(lambda: made.max_pods == 29)
         await server.store.patch(NODES, "", NODE, {"spec": {"taints": [taint]}})
         await until(lambda: not made.schedulable)
-        await until(lambda: careless.max_pods == 29)
-        assert careless.schedulable
         await server.store.patch(NODES, "", NODE, {"spec": {"taints": None}})
         await until(lambda: made.schedulable)
 
@@ -222,7 +219,7 @@ async def test_the_annotation_is_written_once_and_emptied_at_the_end(server: Api
         assert server.requests["patch", "pods"] == 1
 
         await server.store.patch(PODS, "default", "a", {"status": {"phase": "Succeeded"}})
-        await until(lambda: made.announced_count(set()) == 0)
+        await until(lambda: not made.announced())
         await made.settle([])
         assert annotation(server, "a") == ""
 

@@ -131,10 +131,6 @@ def test_an_unknown_site_is_an_error_that_says_what_to_do(
     assert found.remedy
 
 
-def test_pod_capacity_is_that_of_the_eks_user_guide() -> None:
-    assert siting.pod_capacity(eni_count=3, slots_per_eni=9) == 20  # m5.large with custom networking
-
-
 # --- Demand and findings ---------------------------------------------------------------------------------------------
 
 
@@ -147,11 +143,10 @@ def an_attachment(pod: str) -> Attachment:
     return Attachment(holder=holder, addresses=(IPv4Address("10.0.0.9"),), eni_id=EniId("eni-1"), since_s=0.0)
 
 
-def test_pods_that_hold_or_await_an_address_are_not_announced() -> None:
-    pods = [a_pod("held"), a_pod("waiting"), a_pod("bound"), a_pod("host", spec={"hostNetwork": True})]
-    served = {PodName(("default", "held")), PodName(("default", "waiting"))}
+def test_pods_on_the_hosts_network_are_not_announced() -> None:
+    pods = [a_pod("bound"), a_pod("host", spec={"hostNetwork": True})]
 
-    assert demand.announced_count(pods, served) == 1
+    assert demand.announced(pods) == {PodName(("default", "bound"))}
 
 
 def test_an_attachment_without_a_pod_is_a_finding_once_it_has_lasted() -> None:

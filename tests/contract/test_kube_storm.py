@@ -95,6 +95,7 @@ class Weather:
         self._server = server
         self._change = change
         self._changed = asyncio.Condition()
+        self._is_over = False
         self.change_count = 0
 
     async def __aenter__(self) -> Self:
@@ -102,9 +103,8 @@ class Weather:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        assert self._task.cancelled(), "the weather broke"
+        self._is_over = True  # not cancelled: half a change is no weather but a broken server
+        await self._task
 
     async def next_change(self) -> None:
         async with self._changed:
@@ -112,7 +112,7 @@ class Weather:
             await self._changed.wait_for(lambda: self.change_count >= wanted)
 
     async def _run(self) -> None:
-        while True:
+        while not self._is_over:
             await self._change(self._server)
             async with self._changed:
                 self.change_count += 1

@@ -1,6 +1,7 @@
 """What an agent costs: resident memory, idle CPU, and the time a restart takes.
 
-Method: one node of a lab (m5.16xlarge, so that 110 pods and their warm addresses fit on 3 ENIs), EC2 without latency.
+Method: one node of a lab (m5.16xlarge, so that 110 pods and their warm addresses fit on 3 ENIs), EC2 without latency,
+and a simulated Kubernetes API server on the node's loopback that has the 110 pods bound to it.
 The agent runs without the packages that only tests install (bench/agent_as_shipped.py). Memory is VmRSS of the agent's
 only process (proc(5)), shared libraries included, read when the pool has settled: at no pod, after 110 ADDs through the
 shim, and after a restart with the 110 pods there. Idle CPU is its user and system time over 30 s without a request. A
@@ -20,9 +21,11 @@ import os
 import socket
 import statistics
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +34,21 @@ from bench.report import write_section
 from lab.agent_api import get
 from lab.lab import Lab, LabNode, LabPlan
 from lab.pods import Pod, delete_namespace
-from lab.processes import GRACEFUL, ProcessId, ReadySocket, end, start_notifying
+from lab.processes import GRACEFUL, ProcessId, ReadySocket, end, start_announcing, start_notifying
 
 NAME = "ekagent"
 ENI_COUNT = 3
 IDLE_S = 30.0
 SETTLED_S = 60.0
 """How long the pool may take to settle before a reading."""
+NODE_NAME = "node-0"
+API_PORT = 6443
+KUBECONFIG = {
+    "current-context": "bench",
+    "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],
+    "clusters": [{"name": "bench", "cluster": {"server": f"http://127.0.0.1:{API_PORT}"}}],
+    "users": [{"name": "bench", "user": {"token": "anything"}}],
+}
 TARGET_MIB = 80.0
 TARGET_SOCKET_S = 0.5
 TARGET_SERVING_S = 1.0
@@ -75,6 +86,15 @@ def wait_until_settled(node: LabNode) -> None:
         before = get(node.socket, "/v1/pool")["counts"]
         time.sleep(0.5)
         quiet_count = quiet_count + 1 if get(node.socket, "/v1/pool")["counts"] == before else 0
+
+
+def wait_until_known(node: LabNode) -> None:
+    """Return when the agent has synced with the API server. Raises: TimeoutError."""
+    deadline_s = time.monotonic() + SETTLED_S
+    while b'"kubernetes_synced"' not in node.log.read_bytes():
+        if time.monotonic() > deadline_s:
+            raise TimeoutError("the agent did not reach the API server; its log says why")
+        time.sleep(0.1)
 
 
 def idle_percent(pid: int, seconds: float) -> float:
@@ -157,8 +177,21 @@ def table(memory: Sequence[tuple[str, float]], cpu: float, restarts: Sequence[Re
     return "\n".join(lines)
 
 
+@contextmanager
+def kubernetes(lab: Lab, pod_count: int) -> Iterator[None]:
+    """An API server in the node's namespace. The agent finds it whenever it comes."""
+    argv = ["nsenter", f"--net=/run/netns/{lab.nodes[0].namespace}", "--", sys.executable, "-m", "sim.kube"]
+    argv += ["--node", NODE_NAME, "--port", str(API_PORT), "--pods", str(pod_count)]
+    process, _ = start_announcing(argv, log=lab.directory / "apiserver.log", timeout_s=SETTLED_S)
+    try:
+        yield
+    finally:
+        end(process, signals=GRACEFUL)
+
+
 def measure(lab: Lab, pod_count: int, restart_count: int) -> str:
     node = lab.nodes[0]
+    wait_until_known(node)
     wait_until_settled(node)
     memory = [("no pod", resident_mib(lab.agent_pid(0)))]
     pods = [Pod(container_id=f"{NAME}-pod-{n}", name=f"pod-{n}", socket=node.socket) for n in range(pod_count)]
@@ -191,6 +224,7 @@ def main() -> int:
     parser.add_argument("--restarts", type=int, default=7)
     parser.add_argument("--no-write", action="store_true", help="print only, leave docs/performance.md alone")
     arguments = parser.parse_args()
+    settings = {"WARM_IP_TARGET": "20", "MINIMUM_IP_TARGET": "20", "MY_NODE_NAME": NODE_NAME}
     lab = Lab(
         LabPlan(
             name=NAME,
@@ -198,15 +232,20 @@ def main() -> int:
             instance_type="m5.16xlarge",
             latency="none",
             agent_module="bench.agent_as_shipped",
-            agent_environment={"WARM_IP_TARGET": "20", "MINIMUM_IP_TARGET": "20"},
+            agent_environment=settings,
         )
     )
     lab.down()
-    try:
-        lab.up()
-        text = measure(lab, arguments.pods, arguments.restarts)
-    finally:
-        lab.down()
+    with tempfile.TemporaryDirectory(prefix=NAME) as scratch:
+        config = Path(scratch) / "kubeconfig"
+        config.write_text(json.dumps(KUBECONFIG))
+        settings["KUBECONFIG"] = str(config)
+        try:
+            lab.up()
+            with kubernetes(lab, arguments.pods):
+                text = measure(lab, arguments.pods, arguments.restarts)
+        finally:
+            lab.down()
     print(text)
     if not arguments.no_write:
         write_section("agent", text)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -37,7 +38,14 @@ class ApiServer:
     requests: (verb, plural) of every request so far. queries: those of lists and watches, in full.
     """
 
-    def __init__(self, *, token: str | None = None, bookmark_s: float = 60.0, port: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        token: str | None = None,
+        bookmark_s: float = 60.0,
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.store = Store()
         self.faults = Faults()
         self.token = token
@@ -45,19 +53,20 @@ class ApiServer:
         self.queries: list[tuple[str, str, dict[str, str]]] = []
         self._bookmark_s = bookmark_s
         self._port = port
+        self._tls = tls
         self._runner: web.AppRunner | None = None
         self._watches: set[asyncio.Task[Any]] = set()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"{'http' if self._tls is None else 'https'}://127.0.0.1:{self._port}"
 
     async def start(self) -> None:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._answer)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True)
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True, ssl_context=self._tls)
         await site.start()
         if self._port == 0:
             self._port = self._runner.addresses[0][1]

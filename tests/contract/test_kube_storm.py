@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Self
+
+import pytest
 
 from agent.attachments import AttachmentPolicy, Attachments, AttachRequest
 from agent.ipam.model import Address, AttachmentKey, Holder, Mac
@@ -36,8 +39,9 @@ NODE = "node-1"
 AT_ONCE = 20
 """Pods that come at the same time; m5.large has 27 addresses."""
 PER_WEATHER = 200
-GROWTH_BYTES = 100_000
-"""What may be more in memory after 400 further pods than before them."""
+GROWTH_BYTES = 200_000
+"""What may be more in memory after 400 further pods than before them: aiohttp's and yarl's bounded caches fill. A pod
+that stayed would take half a KiB and more each."""
 
 
 class Kernel(MemoryKernel):
@@ -243,7 +247,8 @@ async def test_a_thousand_pods_come_and_go_in_any_weather() -> None:
         assert annotations == {POD_IPS: str(attached.addresses[0])}
 
 
-async def test_memory_stays_flat_while_the_api_server_flaps() -> None:
+async def test_memory_stays_flat_while_the_api_server_flaps(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)  # whoever captures the log keeps it
     async with world() as it, Weather(it.server, flap) as weather:
         await it.pods_live(range(PER_WEATHER), weather=weather)
         tracemalloc.start()

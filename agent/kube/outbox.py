@@ -57,6 +57,10 @@ class _State:
     told_s: float = field(default=float("-inf"))
     told_count: int = 0
     reported_s: float = 0.0
+    on_its_way: bool = False
+    """Handed out to be created: somebody may have been told."""
+    end: Notice | None = None
+    """What ended the state while its beginning was on its way."""
 
 
 class Outbox:
@@ -80,12 +84,14 @@ class Outbox:
             if len(self._states) >= MAX_STATES:
                 del self._states[min(self._states, key=lambda one: self._states[one].reported_s)]
             self._states[key] = _State(notice=notice, reported_s=now_s)
+        elif notice.over and known.on_its_way:
+            known.end = notice
         elif notice.over and not known.name:
             del self._states[key]  # it began and ended before anybody was told
         elif (notice.over and not known.notice.over) or (known.notice.over and not notice.over and not known.name):
             self._states[key] = _State(notice=notice, reported_s=now_s)
         else:
-            known.notice, known.count, known.reported_s = notice, known.count + 1, now_s
+            known.notice, known.count, known.reported_s, known.end = notice, known.count + 1, now_s, None
 
     def due(self, now_s: float) -> Send | None:
         """What to send next, or None."""
@@ -93,6 +99,7 @@ class Outbox:
         for key, state in self._states.items():
             if not state.name:
                 if self._tokens >= 1.0:
+                    state.on_its_way = True
                     return Create(key=key, notice=state.notice)
             elif state.count > state.told_count and now_s - state.told_s >= REPEAT_S:
                 return Repeat(key=key, name=state.name, count=state.count)
@@ -117,13 +124,17 @@ class Outbox:
         if isinstance(sent, Create) and sent.notice.over and state.notice.over:
             del self._states[sent.key]  # told to its end
             return
-        state.name, state.told_s = name, now_s
+        if state.end is not None:
+            self._states[sent.key] = _State(notice=state.end, reported_s=now_s)
+            return
+        state.name, state.told_s, state.on_its_way = name, now_s, False
         state.told_count = sent.count if isinstance(sent, Repeat) else state.count
 
     def forgotten(self, sent: Send) -> None:
         """The API server does not know the event any more: create it anew."""
         if state := self._states.get(sent.key):
             state.name = ""
+            state.on_its_way = False
 
     def refused(self, sent: Send) -> None:
         """The API server will never take it: do not try again."""

@@ -75,6 +75,21 @@ def test_a_state_that_nobody_was_told_of_ends_in_silence() -> None:
     assert box.due(1.0) is None
 
 
+def test_a_state_that_ends_while_its_beginning_is_on_its_way_is_told_to_its_end() -> None:
+    box = Outbox()
+    box.report(a_notice(), 0.0)
+    beginning = box.due(0.0)
+    assert beginning is not None
+    box.report(a_notice(over=True), 0.1)
+    box.told(beginning, "name", 0.2)
+
+    end = sent(box, 0.2)
+
+    assert isinstance(end, Create)
+    assert end.notice.over
+    assert len(box) == 0
+
+
 def test_a_state_that_comes_back_before_its_end_was_told_goes_on() -> None:
     box = Outbox()
     box.report(a_notice(), 0.0)

@@ -104,7 +104,6 @@ class Reflector(Generic[T]):
                 await self._pause(error)
 
     async def _list(self, api: KubeApi) -> None:
-        loop = asyncio.get_running_loop()
         # 0: any version, out of the server's cache. Without it, a list of one node's pods may make etcd read them all.
         query = {**self._query, "resourceVersion": self._newest or "0"}
         if self._newest:
@@ -114,16 +113,18 @@ class Reflector(Generic[T]):
         except ClusterExpired:
             self._newest = ""
             raise
+        except ClusterFailed as error:
+            # "Too large resource version": the server has not come as far as we have been, or never will.
+            if error.evidence.get("status") == 504 and not self._may_be_lag():
+                self._newest = ""
+            raise
         version = str((found.get("metadata") or {}).get("resourceVersion", ""))
-        if is_older(version, self._newest):
-            if self._stale_since_s is None:
-                self._stale_since_s = loop.time()
-            if loop.time() - self._stale_since_s < STALE_PATIENCE_S:
-                raise ClusterFailed(
-                    Cause.KUBERNETES_UNAVAILABLE,
-                    f"the list of {self.name} is older than what is known: {version}, not {self._newest}",
-                    evidence={"listed": version, "known": self._newest},
-                )
+        if is_older(version, self._newest) and self._may_be_lag():
+            raise ClusterFailed(
+                Cause.KUBERNETES_UNAVAILABLE,
+                f"the list of {self.name} is older than what is known: {version}, not {self._newest}",
+                evidence={"listed": version, "known": self._newest},
+            )
         self._stale_since_s = None
         self._items, self._versions = {}, {}
         for document in found.get("items") or ():
@@ -134,6 +135,13 @@ class Reflector(Generic[T]):
         self.synced = True
         self._succeeded()
         self._changed()
+
+    def _may_be_lag(self) -> bool:
+        """Whether an older server may still be a replica that lags, and not a cluster that went back."""
+        now_s = asyncio.get_running_loop().time()
+        if self._stale_since_s is None:
+            self._stale_since_s = now_s
+        return now_s - self._stale_since_s < STALE_PATIENCE_S
 
     async def _watch(self, api: KubeApi) -> None:
         loop = asyncio.get_running_loop()

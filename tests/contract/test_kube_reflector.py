@@ -18,7 +18,7 @@ from agent.kube.objects import Pod
 from agent.kube.reflector import Reflector
 from sim.kube.faults import Fault, Rule
 from sim.kube.server import ApiServer, a_pod
-from sim.kube.store import PODS
+from sim.kube.store import PODS, Store
 
 DEADLINE_S = 10.0
 NODE = "node-1"
@@ -210,6 +210,22 @@ async def test_a_cluster_that_was_restored_is_believed_in_the_end(
         server.faults.add(Rule(fault=Fault.STALE, verb="list"))
         await server.start()
         await seen.until(lambda: not seen.pods.items)
+
+
+async def test_a_restored_api_server_that_refuses_our_version_is_believed_in_the_end(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bind(server, "a")
+    async with watching(server) as seen:
+        await seen.until_names("a")
+        monkeypatch.setattr(reflector, "STALE_PATIENCE_S", 0.0)
+        await server.stop()
+        server.store = Store()  # of a backup: its versions are lower, and a list as new as ours is refused with 504
+        server.store.version = server.store.oldest = 10
+        await bind(server, "restored")
+        server.faults.add(Rule(fault=Fault.GONE_IN_STREAM, verb="watch"))
+        await server.start()
+        await seen.until_names("restored")
 
 
 async def test_an_object_nobody_can_read_does_not_stop_the_others(server: ApiServer) -> None:

@@ -12,7 +12,7 @@ import signal
 import sys
 
 from sim.kube.server import ApiServer, a_node, a_pod
-from sim.kube.store import NODES, PODS
+from sim.kube.store import ENI_CONFIGS, NODES, PODS
 
 
 async def serve(arguments: argparse.Namespace) -> None:
@@ -25,6 +25,8 @@ async def serve(arguments: argparse.Namespace) -> None:
     await server.store.create(NODES, "", a_node(arguments.node, max_pods=arguments.max_pods))
     for number in range(arguments.pods):
         await server.store.create(PODS, "default", a_pod(f"pod-{number}", arguments.node))
+    for name, subnet in arguments.eni_config:
+        await server.store.create(ENI_CONFIGS, "", {"metadata": {"name": name}, "spec": {"subnet": subnet}})
     await server.start()
     sys.stdout.write(json.dumps({"url": server.url}) + "\n")
     sys.stdout.flush()
@@ -40,6 +42,9 @@ def main() -> None:
     parser.add_argument("--node", required=True, help="name of the node")
     parser.add_argument("--max-pods", type=int, default=110, help="its capacity (default: 110)")
     parser.add_argument("--pods", type=int, default=0, help="bind pods default/pod-0, default/pod-1, ... to it")
+    parser.add_argument(
+        "--eni-config", nargs=2, action="append", default=[], metavar=("NAME", "SUBNET"), help="may be given again"
+    )
     asyncio.run(serve(parser.parse_args()))
 
 

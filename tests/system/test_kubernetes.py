@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ import pytest
 
 from lab.agent_api import get
 from lab.lab import Lab
-from lab.pods import Pod, delete_namespace
+from lab.pods import Pod, delete_namespace, make_namespace
 from lab.processes import GRACEFUL, ProcessId, end, start_announcing
 from tests.system.conftest import LabFactory
 from tests.system.eventually import eventually
+from tests.system.plugin_process import ask
+from tests.system.vpc_control import VpcControl
 
 NODE = "node-0"
+POD_SUBNET = ip_network("10.0.16.0/24")
 PORT = 6443
 POD_COUNT = 6
 SETTINGS = {
@@ -40,9 +44,10 @@ class Kubernetes:
         self._log = directory / "apiserver.log"
         self._process: ProcessId | None = None
 
-    def start(self, *, pod_count: int = POD_COUNT) -> None:
+    def start(self, *arguments: str, pod_count: int = POD_COUNT) -> None:
         argv = [*self._inside, sys.executable, "-m"]
         argv += ["sim.kube", "--port", str(PORT), "--node", NODE, "--pods", str(pod_count), "--max-pods", "500"]
+        argv += arguments
         self._process, _ = start_announcing(argv, log=self._log, timeout_s=15.0)
 
     def stop(self) -> None:
@@ -119,3 +124,45 @@ def test_pods_are_served_without_the_api_server_and_known_with_it(on_node: tuple
         assert get(node.socket, "/v1/health")["healthy"]
         for pod in (pods[0], pods[2]):
             pod.call("DEL")
+
+
+def test_custom_networking_waits_for_its_eni_config_and_tells_what_ec2_refuses(lab: LabFactory, tmp_path: Path) -> None:
+    """No ENI goes anywhere while nobody knows where to; then pods are in the ENIConfig's subnet, and nowhere else."""
+    made = lab(
+        sim_arguments=("--subnet", "10.0.0.0/24", "--subnet", str(POD_SUBNET)),
+        agent_environment={
+            **SETTINGS,
+            "KUBECONFIG": kubeconfig(tmp_path / "config"),
+            "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG": "true",
+            "ENOKI_ADD_DEADLINE_S": "2",
+        },
+    )
+    node, server, vpc = made.nodes[0], Kubernetes(made, tmp_path), VpcControl(made)
+    subnet = next(one["subnet_id"] for one in made.announced["subnets"] if one["cidr"] == str(POD_SUBNET))
+    pod = Pod(container_id=f"{made.plan.name}-pod-0", name="pod-0", socket=node.socket)
+    with ExitStack() as ends:
+        ends.callback(server.stop)
+        ends.callback(delete_namespace, pod.container_id)
+        make_namespace(pod.container_id)
+        assert "custom_networking_unknown" in ask(pod, "ADD").text
+        assert [one["device"] for one in get(node.socket, "/v1/enis")] == [0]
+
+        with vpc.fault("CreateNetworkInterface", code="UnauthorizedOperation"):
+            server.start("--eni-config", "default", subnet)
+            (event,) = eventually(
+                lambda: [
+                    one
+                    for one in server.objects("/apis/events.k8s.io/v1/events")
+                    if one["reason"] == "MissingIAMPermissions"
+                ],
+                bool,
+                deadline_s=90.0,
+            )
+            assert event["action"] == "ec2:CreateNetworkInterface"
+
+        made.stop_agent(0)  # or its breaker would keep the mended permission waiting for minutes
+        made.start_agents([0])
+        address = eventually(lambda: ask(pod, "ADD"), lambda answer: answer.code == 0, deadline_s=60.0).address
+        assert ip_address(address) in POD_SUBNET
+        assert [one["subnet_id"] for one in get(node.socket, "/v1/enis")][1:] == [subnet]
+        assert ask(pod, "DEL").code == 0

@@ -101,7 +101,7 @@ class KubeApi:
             buffer += chunk
             *lines, buffer = buffer.split(b"\n")
             if len(buffer) > MAX_LINE_BYTES:
-                raise _nonsense(path, f"an event of more than {MAX_LINE_BYTES} bytes")
+                raise nonsense(path, f"an event of more than {MAX_LINE_BYTES} bytes")
             for line in lines:
                 if line.strip():
                     yield _event(path, line)
@@ -215,10 +215,11 @@ def _retry_after_s(text: str) -> float | None:
 def _event(path: str, line: bytes) -> dict[str, Any]:
     event = _object(path, line)
     if not isinstance(event.get("object"), dict) or not isinstance(event.get("type"), str):
-        raise _nonsense(path, "a watch event without type or object")
+        raise nonsense(path, "a watch event without type or object")
     if event["type"] == "ERROR":
         said = event["object"]
-        raise _failed(f"watch {path}", int(said.get("code") or 500), str(said.get("message", "")), None)
+        code = said.get("code")
+        raise _failed(f"watch {path}", code if isinstance(code, int) else 500, str(said.get("message", "")), None)
     return event
 
 
@@ -226,13 +227,14 @@ def _object(path: str, body: bytes) -> dict[str, Any]:
     try:
         found = json.loads(body)
     except ValueError as error:
-        raise _nonsense(path, f"not JSON: {error}") from error
+        raise nonsense(path, f"not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise _nonsense(path, "not a JSON object")
+        raise nonsense(path, "not a JSON object")
     return found
 
 
-def _nonsense(path: str, what: str) -> ClusterFailed:
+def nonsense(path: str, what: str) -> ClusterFailed:
+    """The error of an answer that no API server gives."""
     return ClusterFailed(
         Cause.KUBERNETES_UNAVAILABLE, f"the API server's answer for {path} is {what}", evidence={"path": path}
     )

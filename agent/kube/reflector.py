@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from agent.errors import AgentError, Cause, ClusterExpired, ClusterFailed
-from agent.kube.api import KubeApi
+from agent.kube.api import KubeApi, nonsense
 from agent.runtime.log import event_logger
 
 log = event_logger(__name__)
@@ -118,7 +118,9 @@ class Reflector(Generic[T]):
             if error.evidence.get("status") == 504 and not self._may_be_lag():
                 self._newest = ""
             raise
-        version = str((found.get("metadata") or {}).get("resourceVersion", ""))
+        version, documents = _version(found), found.get("items") or []
+        if not version or not isinstance(documents, list):
+            raise nonsense(self._path, "a list without version or items")
         if is_older(version, self._newest) and self._may_be_lag():
             raise ClusterFailed(
                 Cause.KUBERNETES_UNAVAILABLE,
@@ -127,7 +129,7 @@ class Reflector(Generic[T]):
             )
         self._stale_since_s = None
         self._items, self._versions = {}, {}
-        for document in found.get("items") or ():
+        for document in documents:
             self._put(document)
         self._newest, self._must_list = version, False
         if not self.synced:
@@ -157,7 +159,7 @@ class Reflector(Generic[T]):
 
     def _take(self, event: Mapping[str, Any]) -> None:
         document = event["object"]
-        version = str((document.get("metadata") or {}).get("resourceVersion", ""))
+        version = _version(document)
         self._events_seen += 1
         self._succeeded()
         is_new = False
@@ -193,7 +195,7 @@ class Reflector(Generic[T]):
     def _drop(self, document: Mapping[str, Any]) -> bool:
         try:
             key = _key(document)
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, AttributeError):
             return False
         self._versions.pop(key, None)
         return self._items.pop(key, None) is not None
@@ -213,6 +215,12 @@ class Reflector(Generic[T]):
         else:
             log.debug("kubernetes_failed", collection=self.name, error=str(error), failures=self._failure_count)
         await asyncio.sleep(wait_s)
+
+
+def _version(document: Mapping[str, Any]) -> str:
+    """Of an object, a list or a bookmark; empty for what has none."""
+    metadata = document.get("metadata")
+    return str(metadata.get("resourceVersion") or "") if isinstance(metadata, dict) else ""
 
 
 def _key(document: Mapping[str, Any]) -> str:

@@ -24,6 +24,8 @@ class Fault(StrEnum):
     """A watch that says 200, and then 410 as an event."""
     GARBAGE = "garbage"
     """200, and no JSON."""
+    MISSHAPEN = "misshapen"
+    """200, and JSON of another form."""
     STALE = "stale"
     """A list of long ago: no objects, and an old resource version."""
     END_AT_ONCE = "end_at_once"

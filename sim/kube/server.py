@@ -212,6 +212,15 @@ def check_event(document: Json, namespace: str) -> None:
         raise Refused(422, "Invalid", f"Event is invalid: {', '.join(problems)}")
 
 
+_MISSHAPEN_EVENTS: tuple[Json, ...] = (
+    {"type": "ADDED", "object": {"metadata": [1]}},
+    {"type": "DELETED", "object": {"metadata": None}},
+    {"type": "BOOKMARK", "object": {"metadata": "x"}},
+    {"type": "SOMETHING", "object": {}},
+    {"type": "ERROR", "object": {"code": "many"}},
+)
+
+
 async def _misbehave(request: web.Request, rule: Rule) -> web.StreamResponse:
     match rule.fault:
         case Fault.THROTTLE:
@@ -220,6 +229,10 @@ async def _misbehave(request: web.Request, rule: Rule) -> web.StreamResponse:
             raise Refused(403, "Forbidden", "is forbidden: User cannot do this at the cluster scope")
         case Fault.UNAVAILABLE:
             return web.Response(status=503, text="upstream connect error")
+        case Fault.MISSHAPEN if _is_watch(request):
+            return web.Response(body=b"".join(map(_line, _MISSHAPEN_EVENTS)))
+        case Fault.MISSHAPEN:
+            return web.json_response({"metadata": ["no"], "items": "none"})
         case Fault.GARBAGE:
             return web.Response(text="<html>captive portal</html>")
         case _:

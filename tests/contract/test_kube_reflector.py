@@ -148,7 +148,7 @@ async def test_410_is_followed_by_a_list(server: ApiServer, *, in_stream: bool) 
     assert server.requests["list", "pods"] == 2
 
 
-_ANYWHERE = [Fault.UNAVAILABLE, Fault.DISCONNECT, Fault.FORBIDDEN, Fault.GARBAGE]
+_ANYWHERE = [Fault.UNAVAILABLE, Fault.DISCONNECT, Fault.FORBIDDEN, Fault.GARBAGE, Fault.MISSHAPEN]
 
 
 @pytest.mark.parametrize(("verb", "fault"), [*product(["list", "watch"], _ANYWHERE), ("watch", Fault.END_AT_ONCE)])

@@ -75,6 +75,21 @@ def _notice(kind: NoticeKind, subject: str, error: AgentError) -> Notice:
     return Notice(kind=kind, subject=subject, message=text, evidence=error.evidence)
 
 
+def of_repair(subject: str, difference: str, *, contested: bool = False, error: str = "") -> Notice:
+    """Something of ours in the kernel that was not as it should be, and was put right (or was not: `error`).
+
+    contested: somebody keeps changing it. Reported when it happens: there is no state to look for afterwards.
+    """
+    what = f"{subject} could not be put right: {error}" if error else f"{subject} was put right"
+    again = "; something on this node keeps changing it" if contested else ""
+    return Notice(
+        kind=NoticeKind.DRIFT_REPAIRED,
+        subject=subject,
+        message=f"{what}; found: {difference}{again}",
+        evidence={"object": subject, "difference": difference},
+    )
+
+
 class Reported:
     """What has been reported and not ended, and when."""
 

@@ -9,7 +9,7 @@ import pytest
 from agent.errors import AgentError, Cause, CloudDenied, CloudFailed, CloudLimit, TryAgain
 from agent.ipam.model import InstanceLimits
 from agent.ipam.trouble import Trouble
-from agent.kube.notices import AGAIN_S, Key, Reported, pod_capacity, states
+from agent.kube.notices import AGAIN_S, Key, Reported, of_repair, pod_capacity, states
 from agent.ports import Notice, NoticeKind
 
 M5_LARGE = InstanceLimits(instance_type="m5.large", eni_count=3, addresses_per_eni=10)
@@ -85,3 +85,11 @@ def test_only_changes_are_reported_and_what_lasts_from_time_to_time() -> None:
     (end,) = reported.changes({}, AGAIN_S + 1)
     assert end.over
     assert reported.changes({}, AGAIN_S + 2) == []
+
+
+def test_a_repair_says_what_was_found_and_who_keeps_doing_it() -> None:
+    notice = of_repair("route 10.0.0.11", "missing", contested=True)
+
+    assert (notice.kind, notice.subject) == (NoticeKind.DRIFT_REPAIRED, "route 10.0.0.11")
+    assert notice.message == ("route 10.0.0.11 was put right; found: missing; something on this node keeps changing it")
+    assert "could not be put right: EPERM" in of_repair("table inet enoki", "missing", error="EPERM").message

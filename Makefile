@@ -4,7 +4,8 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 NODES ?= 2
 IMAGE_CACHE ?= /var/cache/enoki
-.PHONY: help setup demo test test-image check format lab lab-down openapi bench bench-pool bench-datapath bench-release lock
+.PHONY: help setup demo test test-image check format lab lab-down openapi ec2-model bench bench-pool bench-datapath \
+	bench-release bench-agent lock
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +31,7 @@ check: setup ## format, lint, types, import contracts, openapi drift
 	@.venv/bin/lint-imports
 	@$(PYTHON) scripts/openapi.py --check
 	@$(PYTHON) -m scripts.iam_policy --check
+	@$(PYTHON) -m scripts.ec2_model --check
 
 format: setup ## rewrite the code in the house's format
 	@.venv/bin/ruff format .
@@ -44,6 +46,9 @@ lab-down: setup ## remove everything `make lab` made, and nothing else
 openapi: setup ## write openapi.yaml from the code
 	@$(PYTHON) scripts/openapi.py --write
 
+ec2-model: setup ## write the part of botocore's EC2 model that agent/cloud calls
+	@$(PYTHON) -m scripts.ec2_model --write
+
 bench: setup ## time whole-process ADD and DEL beside ptp + host-local; writes docs/performance.md
 	@$(PYTHON) -m bench.cni
 
@@ -55,6 +60,8 @@ bench-release: setup ## what a DEL spends on the connections of its address
 
 bench-datapath: setup ## time ADD in the kernel and a forwarded packet beside the AWS layout; writes docs/performance.md
 	@$(PYTHON) -m bench.datapath
+bench-agent: setup ## resident memory, idle CPU and restart of one agent; writes docs/performance.md
+	@$(PYTHON) -m bench.agent
 
 lock: setup ## write the lock files anew from pyproject.toml (needs uv)
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

@@ -1,4 +1,7 @@
-"""The composition root: settings -> policies -> node -> door -> supervise. `python -m agent`.
+"""Settings -> door -> everything else. `python -m agent`.
+
+The door opens before the agent's libraries are imported, which takes most of a start: whoever calls meanwhile waits in
+the socket's backlog instead of being told that there is no agent.
 
 `python -m agent adopt` takes a node over from the AWS plugin, or gives it back: see `agent/adoption/command.py`.
 
@@ -9,32 +12,21 @@ that are not allowed.
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
-import time
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
 
 import uvloop
 
 from agent import settings
-from agent.adoption import command
-from agent.attachments import AttachmentPolicy
-from agent.cloud.policy import CloudPolicy
-from agent.datapath.policy import DatapathPolicy
-from agent.installation.publisher import InstallationPolicy
-from agent.ipam.plan import PoolPolicy
-from agent.node import Node, Policies
+from agent.runtime.door import hold_socket
 from agent.runtime.log import configure_logging, event_logger
-from agent.runtime.notify import notify_ready
-from agent.runtime.socket_server import hold_socket, serve
-from agent.runtime.supervisor import supervise
-from agent.service import AgentService
-from api.app import create_app
 
 log = event_logger("agent")
 
 EXIT_CONFIG = 78
+ASSEMBLY = "agent.assembly"
+"""Imported by name: a plain import would be at the top, where it would keep the door shut."""
 
 
 def main() -> int:
@@ -47,7 +39,7 @@ def main() -> int:
         return EXIT_CONFIG
     configure_logging(chosen.log_level.value)
     if sys.argv[1:2] == ["adopt"]:
-        return command.main(sys.argv[2:], policies(chosen).datapath, chosen.imds_endpoint, chosen.socket)
+        return int(import_module(ASSEMBLY).adopt(sys.argv[2:], chosen))
     for notice in chosen.notices:
         log.warning("settings_notice", notice=notice)
     try:
@@ -64,76 +56,9 @@ async def run(chosen: settings.Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with hold_socket(chosen.socket) as sock:
-        node = Node(policies(chosen), clock=time.monotonic, ready=announce, stop=stop)
-        try:
-            app = create_app(AgentService(node))
-            await supervise({"node": node.run}, {"door": lambda: serve(app, sock)}, stop=stop)
-        finally:
-            await node.close()
+    async with hold_socket(chosen.socket, while_waiting=lambda: import_module(ASSEMBLY)) as sock:
+        await import_module(ASSEMBLY).serve_node(chosen, sock, stop)
     log.info("stopped")
-
-
-def policies(chosen: settings.Settings) -> Policies:
-    """Split the settings by who reads them."""
-    return Policies(
-        cloud=CloudPolicy(
-            cluster_name=chosen.cluster_name,
-            additional_eni_tags=chosen.additional_eni_tags,
-            manage_untagged_eni=chosen.manage_untagged_eni,
-            subnet_discovery=chosen.subnet_discovery,
-            leak_cleanup=not (chosen.disable_leaked_eni_cleanup or chosen.disable_provisioning or chosen.imds_only),
-            provisioning=not (chosen.disable_provisioning or chosen.imds_only),
-            imds_only=chosen.imds_only,
-            manage_non_schedulable=chosen.manage_non_schedulable,
-        ),
-        datapath=DatapathPolicy(
-            eni_mtu=chosen.eni_mtu,
-            veth_prefix=chosen.veth_prefix,
-            external_snat=chosen.external_snat,
-            randomize_snat=chosen.randomize_snat,
-            exclude_snat_cidrs=chosen.exclude_snat_cidrs,
-            node_port_support=chosen.node_port_support,
-            external_service_cidrs=chosen.external_service_cidrs,
-            primary_mark=chosen.connmark,
-            names_directory=chosen.names_directory,
-            sysctl_directory=chosen.sysctl_directory,
-        ),
-        pool=PoolPolicy(
-            prefix_delegation=chosen.prefix_delegation,
-            warm_eni_target=chosen.warm_eni_target,
-            warm_prefix_target=chosen.warm_prefix_target,
-            warm_ip_target=chosen.warm_ip_target,
-            minimum_ip_target=chosen.minimum_ip_target,
-            max_eni=chosen.max_eni,
-            reserves_trunk=chosen.pod_eni,
-            custom_networking=chosen.custom_networking,
-            settle_addresses_s=float(chosen.settle_addresses_s),
-            settle_enis_s=float(chosen.settle_enis_s),
-        ),
-        attachments=AttachmentPolicy(cooldown_s=float(chosen.ip_cooldown_s), mtu=chosen.pod_mtu),
-        installation=InstallationPolicy(
-            directory=chosen.host_conf_directory,
-            cni_version=chosen.cni_version,
-        ),
-        add_deadline_s=float(chosen.add_deadline_s),
-        metadata_endpoint=chosen.imds_endpoint,
-        version=own_version(),
-    )
-
-
-def own_version() -> str:
-    """The installed package's version; `dev` in a checkout that is not installed."""
-    try:
-        return version("enoki")
-    except PackageNotFoundError:
-        return "dev"
-
-
-def announce() -> None:
-    """Say that ADD can be served: to the log, and to whoever started us."""
-    log.info("ready")
-    notify_ready(os.environ.get("NOTIFY_SOCKET", ""))  # noqa: TID251  (a message from the starter, not a setting)
 
 
 if __name__ == "__main__":

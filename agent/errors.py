@@ -60,6 +60,14 @@ class Cause(StrEnum):
     ENI_LINK_MISSING = "eni_link_missing"
     # The host
     HOST_FILE_REFUSED = "host_file_refused"
+    # Kubernetes
+    KUBERNETES_UNAVAILABLE = "kubernetes_unavailable"
+    KUBERNETES_DENIED = "kubernetes_denied"
+    KUBERNETES_REFUSED = "kubernetes_refused"
+    KUBERNETES_EXPIRED = "kubernetes_expired"
+    KUBERNETES_GONE = "kubernetes_gone"
+    KUBERNETES_CONFLICT = "kubernetes_conflict"
+    CUSTOM_NETWORKING_UNKNOWN = "custom_networking_unknown"
 
 
 class AgentError(Exception):
@@ -125,3 +133,19 @@ class CloudGone(CloudFailed):
 
 class CloudDenied(CloudFailed):
     """IAM does not allow the call."""
+
+
+class ClusterFailed(AgentError):
+    """The API server refused, or did not answer; the loop of agent/kube that asked tries again."""
+
+
+class ClusterExpired(ClusterFailed):
+    """The API server has forgotten the version we know (410 Gone): list anew."""
+
+
+class ClusterGone(ClusterFailed):
+    """There is no such object (404)."""
+
+
+class ClusterConflict(ClusterFailed):
+    """The object is another one by now, or has changed (409): look again."""

@@ -26,11 +26,15 @@ from agent.datapath.policy import DatapathPolicy
 from agent.errors import AgentError, Cause, TryAgain
 from agent.installation import publisher
 from agent.installation.publisher import InstallationPolicy, Publisher
+from agent.ipam.account import eni_limit
 from agent.ipam.ledger import Ledger
 from agent.ipam.model import AttachmentKey, Holder, Instance, InstanceLimits
 from agent.ipam.plan import PoolPolicy, Surroundings
 from agent.ipam.pool import Pool
 from agent.ipam.recovery import recover
+from agent.kube import notices
+from agent.kube.surroundings import surroundings
+from agent.ports import Cluster, Repair
 from agent.runtime.log import event_logger
 from agent.runtime.purpose import purpose
 from agent.runtime.reconciler import Reconciler
@@ -47,6 +51,10 @@ LEAK_TURN_S = 300.0
 """The longest sweep for leaked ENIs: two describes and twenty deletes, which may wait for tokens."""
 VPC_CIDRS_TURN_S = 45.0
 """One item of IMDS with its retries (10 s) and one change of the table (30 s)."""
+CLUSTER_TURN_S = 120.0
+"""The longest turn of telling Kubernetes: a request per pod at most, each with a deadline of its own."""
+CLUSTER_EVERY_S = 30.0
+"""How often what Kubernetes is to know is compared, beside every change of the pool or of Kubernetes."""
 ENIS_READY_S = 3.0
 """How long the start waits for the links of the ENIs there are. They normally exist; one whose link is missing must not
 keep pods from the addresses of the others, and the pool goes on with it."""
@@ -87,9 +95,17 @@ class Node:
     """One agent: start it with `run`, as a task among others; `close` when all requests have been answered."""
 
     def __init__(
-        self, policies: Policies, *, clock: Callable[[], float], ready: Callable[[], None], stop: asyncio.Event
+        self,
+        policies: Policies,
+        *,
+        clock: Callable[[], float],
+        ready: Callable[[], None],
+        stop: asyncio.Event,
+        cluster: Cluster,
     ) -> None:
-        """clock: monotonic seconds. ready: called once, when ADD can be served. stop: set when the agent is to end."""
+        """clock: monotonic seconds. ready: called once, when ADD can be served. stop: set when the agent is to end.
+        cluster: what Kubernetes knows; the node works without.
+        """
         self._policies = policies
         self._clock = clock
         self._ready = ready
@@ -98,8 +114,9 @@ class Node:
         self._metadata: ImdsMetadata
         self._instance: Instance
         self._cloud: Ec2Cloud | ImdsOnlyCloud
-        self._told = Surroundings()
         self._vpc_cidrs: VpcCidrs
+        self.cluster = cluster
+        self._told = surroundings(cluster)
         self.datapath = KernelDatapath(policies.datapath)
         self.parts: Parts | None = None
         self.startup = Startup({"identity": self._identify, "kernel": self._prepare, "addresses": self._recover})
@@ -117,6 +134,11 @@ class Node:
             clock=clock,
         )
         self._publisher_loop = Reconciler("conflist", self._publisher.step, timeout_s=publisher.TURN_S)
+        self._cluster_loop = Reconciler("kubernetes", self._cluster_step, timeout_s=CLUSTER_TURN_S)
+        self._reported = notices.Reported()
+        self._findings: frozenset[str] = frozenset()
+        cluster.subscribe(self._cluster_changed)
+        self.datapath.subscribe_repairs(self._report_repair)
 
     @property
     def add_deadline_s(self) -> float:
@@ -124,7 +146,7 @@ class Node:
 
     def loops(self) -> tuple[Reconciler, ...]:
         """Every loop: first the one that turns from the beginning, then those that turn once the start is done."""
-        always = self._publisher_loop, self._pool_loop, self._sweep_loop, self._vpc_cidrs_loop
+        always = self._publisher_loop, self._pool_loop, self._sweep_loop, self._vpc_cidrs_loop, self._cluster_loop
         return (*always, self._leak_loop) if self._policies.cloud.leak_cleanup else always
 
     def unavailable(self) -> AgentError | None:
@@ -148,6 +170,7 @@ class Node:
             group.create_task(self.datapath.run(), name="kernel monitor")
             group.create_task(self._turn_away(), name="farewell")
             group.create_task(self._publisher_loop.run(), name=self._publisher_loop.name)
+            group.create_task(self.cluster.run(), name="kubernetes watches")
             await self.startup.run()
             self._publisher_loop.wake()
             self._ready()
@@ -235,7 +258,7 @@ class Node:
             limits=limits,
             policy=policy,
             clock=self._clock,
-            wake=self._pool_loop.wake,
+            wake=self._wake_loops,
         )
         pool.tell(self._surroundings())
         with contextlib.suppress(TimeoutError):
@@ -262,6 +285,45 @@ class Node:
 
     async def _pool_step(self) -> float:
         return await self._made().pool.step()
+
+    def _wake_loops(self) -> None:
+        self._pool_loop.wake()
+        self._cluster_loop.wake()
+
+    def _cluster_changed(self) -> None:
+        self.tell(surroundings(self.cluster))
+        self._cluster_loop.wake()
+
+    def _report_repair(self, repair: Repair) -> None:
+        self.cluster.report(
+            notices.of_repair(repair.subject, repair.difference, contested=repair.contested, error=repair.error)
+        )
+
+    async def _cluster_step(self) -> float:
+        """Tell Kubernetes what has changed. Nobody waits for it."""
+        parts = self._made()
+        pool = self._policies.pool.on(parts.limits)
+        now = notices.states(
+            troubles=parts.pool.troubles(),
+            exhausted=parts.pool.exhausted(),
+            max_pods=self.cluster.max_pods,
+            capacity=notices.pod_capacity(
+                parts.limits,
+                per_slot=pool.kind.address_count,
+                eni_count=eni_limit(parts.limits, pool),
+                custom_networking=pool.custom_networking,
+            ),
+        )
+        for notice in self._reported.changes(now, self._clock()):
+            self.cluster.report(notice)
+        attachments = parts.ledger.attachments()
+        findings = {str(one.evidence["container_id"]): one for one in self.cluster.findings(attachments)}
+        for container_id in findings.keys() - self._findings:
+            one = findings[container_id]
+            log.warning("finding", kind=one.kind, message=one.message, **one.evidence)
+        self._findings = frozenset(findings)
+        await self.cluster.settle(attachments)
+        return CLUSTER_EVERY_S
 
     async def _sweep_step(self) -> float:
         return await self._made().attachments.release_vanished()

@@ -164,6 +164,7 @@ class AgentService:
                 ifname=held.holder.key.ifname,
                 namespace=held.holder.namespace,
                 pod=held.holder.pod,
+                pod_uid=self._pod_uid(held.holder),
                 host_ifname=self._node.host_ifname(held.holder),
             )
             for held in parts.ledger.attachments()
@@ -172,6 +173,10 @@ class AgentService:
             and (address is None or address in held.addresses)
         ]
         return sorted(views, key=lambda view: (view.addresses[0].version, int(view.addresses[0])))
+
+    def _pod_uid(self, holder: Holder) -> str:
+        facts = self._node.cluster.pod(holder.namespace, holder.pod)
+        return "" if facts is None else facts.uid
 
     def health(self) -> HealthView:
         """Healthy whenever it answers: a turn has a deadline, a failing one is tried again, and a bug ends the process.

@@ -122,6 +122,8 @@ class AllocationView(View):
     """Kubernetes namespace; empty when the runtime did not say."""
     pod: str
     """Pod name; empty when the runtime did not say."""
+    pod_uid: str = ""
+    """The pod's uid in Kubernetes; empty while Kubernetes is not known, or does not know the pod."""
     host_ifname: str
     """The host's end of the veth pair; empty while it is being made."""
 

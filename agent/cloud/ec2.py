@@ -1,6 +1,6 @@
 """EC2 for one instance: `agent.ports.Cloud` on aiobotocore.
 
-One client for the life of the agent (its EC2 model is the largest thing in the agent's memory), one request per try:
+One client for the life of the agent, with a model of the actions it calls and no others; one request per try:
 the SDK's own retries are off, because the pool loop retries and must see every throttle. Region from the instance;
 endpoint and credentials the SDK's way (`AWS_ENDPOINT_URL_EC2`; environment, web identity, container, instance role).
 
@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from ipaddress import IPv4Network
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, assert_never
 
@@ -55,6 +56,8 @@ T = TypeVar("T")
 
 _PAGE_SIZE = 1000
 """The most EC2 allows (DescribeNetworkInterfaces, DescribeSubnets: MaxResults 5..1000)."""
+EC2_MODEL = Path(__file__).parent / "data"
+"""The part of botocore's EC2 model we call, where its loader looks first; `make ec2-model` writes it."""
 _DRAIN_S = 8.0
 """For changes under way when the agent stops; below the ten seconds a DaemonSet's pod usually has."""
 
@@ -109,7 +112,9 @@ class Ec2Cloud:
             max_pool_connections=8,
             user_agent_extra=f"enoki/{self._version}",
         )
-        client = get_session().create_client("ec2", region_name=self._instance.region, config=config)
+        session = get_session()
+        session.set_config_variable("data_path", str(EC2_MODEL))
+        client = session.create_client("ec2", region_name=self._instance.region, config=config)
         self._client = await self._stack.enter_async_context(client)
         return self
 

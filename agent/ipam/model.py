@@ -217,12 +217,13 @@ class Reservation:
 
 
 class FindingKind(StrEnum):
-    """A disagreement between kernel and EC2 that a person may want to know. A closed set."""
+    """A disagreement between kernel, EC2 and Kubernetes that a person may want to know. A closed set."""
 
     ADDRESS_VANISHED = "address_vanished"
     ADDRESS_RETURNED = "address_returned"
     ADDRESS_HELD_TWICE = "address_held_twice"
     LINK_TORN = "link_torn"
+    POD_GONE = "pod_gone"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from agent.errors import AgentError
 from agent.ipam.model import Block, BlockKind, EniId, EniUsage, InstanceLimits, Subnet, SubnetId
 from agent.ipam.placement import PlacementPolicy
 
@@ -115,10 +116,15 @@ class EniSite:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What somebody else knows of this node, and the pool only hears: see the fields of `Observation`."""
+    """What somebody else knows of this node, and the pool only hears: see the fields of `Observation`.
 
-    announced_count: int = 0
+    announced: (namespace, name) of pods bound to this node that will ask for an address, if they have not yet.
+    site_problem: why nobody knows the site, with custom networking.
+    """
+
+    announced: frozenset[tuple[str, str]] = frozenset()
     site: EniSite | None = None
+    site_problem: AgentError | None = None
     is_schedulable: bool = True
     is_provisioning: bool = True
     max_pods: int | None = None

@@ -32,7 +32,7 @@ from agent.ipam.model import (
 from agent.ipam.plan import Action, CreateEni, Observation, Plan, PoolPolicy, Surroundings
 from agent.ipam.planner import plan
 from agent.ipam.shortage import explain
-from agent.ipam.trouble import CREATE_ENI, DESCRIBE_ENIS, GROW, SHRINK, Trouble
+from agent.ipam.trouble import CREATE_ENI, DESCRIBE_ENIS, GROW, SHRINK, SITE, Trouble
 from agent.ipam.waiters import Waiter, Waiters
 from agent.ports import Cloud, Datapath
 
@@ -190,7 +190,7 @@ class Pool:
         """The pool as it is."""
         now_s = self._clock()
         self._ledger.cool(now_s)
-        troubles = self._breakers.troubles()
+        troubles = self.troubles()
         return PoolView(
             enis=self._ledger.enis(),
             addresses=self._ledger.addresses(),
@@ -219,7 +219,7 @@ class Pool:
             limits=self._limits,
             enis=self._ledger.enis(),
             waiter_count=len(self._waiters),
-            announced_count=self._surroundings.announced_count,
+            announced_count=len(self._surroundings.announced - self._served()),
             site=self._surroundings.site,
             is_schedulable=self._surroundings.is_schedulable,
             is_provisioning=self._surroundings.is_provisioning,
@@ -243,8 +243,25 @@ class Pool:
             watched_s=self._demand.watched_s(now_s),
         )
 
+    def troubles(self) -> tuple[Trouble, ...]:
+        """Everything that fails, what has lasted longest first; last that nobody knows where a new ENI would go."""
+        found, problem, now_s = tuple(self._breakers.troubles()), self._surroundings.site_problem, self._clock()
+        if problem is None:
+            return found
+        return (*found, Trouble(scope=SITE, error=problem, failure_count=1, since_s=now_s, next_try_s=now_s))
+
+    def exhausted(self) -> TryAgain | None:
+        """Why requests wait and nothing is under way for them; None when none does, or something is."""
+        waits = len(self._waiters) > 0 and self._latest.short_count > 0 and not self._executor.in_flight
+        return self._explain() if waits else None
+
+    def _served(self) -> set[tuple[str, str]]:
+        """Pods that hold an address or wait for one: they are counted already."""
+        holders = [one.holder for one in self._ledger.attachments()] + self._waiters.holders()
+        return {(one.namespace, one.pod) for one in holders}
+
     def _explain(self) -> TryAgain:
-        return explain(self._observe(), self._policy, self._breakers.troubles(), self._ledger.next_cooled_s())
+        return explain(self._observe(), self._policy, self.troubles(), self._ledger.next_cooled_s())
 
     def _rest_s(self) -> float:
         now_s = self._clock()

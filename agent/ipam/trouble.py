@@ -15,6 +15,7 @@ CREATE_ENI = "create_eni"
 SHRINK = "shrink"
 DESCRIBE_ENIS = "describe_enis"
 DESCRIBE_SUBNETS = "describe_subnets"
+SITE = "site"
 
 
 def subnet_scope(subnet_id: SubnetId) -> str:

@@ -34,6 +34,9 @@ class Waiters:
     def request_ids(self) -> list[str]:
         return [waiter.request_id for waiter in self._queue]
 
+    def holders(self) -> list[Holder]:
+        return [waiter.holder for waiter in self._queue]
+
     def join(self, waiter: Waiter) -> None:
         """Go to the end of the queue."""
         self._queue[waiter] = None

@@ -7,13 +7,11 @@ from collections.abc import Mapping
 # One line per name, so that features can take theirs out side by side. Where the published manifest sends the logs is
 # nobody's wish; ours go to stderr.
 _INERT = {
-    "ANNOTATE_POD_IP": "false",
     "AWS_EC2_ENDPOINT": "",
     "AWS_VPC_K8S_CNI_BACKING_STORE": "",
     "AWS_VPC_K8S_CNI_LOG_FILE": "stderr /host/var/log/aws-routed-eni/ipamd.log",
     "AWS_VPC_K8S_PLUGIN_LOG_FILE": "stderr /var/log/aws-routed-eni/plugin.log",
     "AWS_VPC_K8S_PLUGIN_LOG_LEVEL": "debug info",
-    "CLUSTER_ENDPOINT": "",
     "DISABLE_INTROSPECTION": "true",
     "DISABLE_METRICS": "true",
     "DISABLE_POD_V6": "false",
@@ -24,8 +22,6 @@ _INERT = {
     "ENABLE_MULTI_NIC": "false",
     "ENABLE_V4_EGRESS": "true false",  # the AWS plugin reads it in IPv6 clusters only
     "ENABLE_V6_EGRESS": "false",
-    "ENI_CONFIG_ANNOTATION_DEF": "k8s.amazonaws.com/eniconfig",
-    "ENI_CONFIG_LABEL_DEF": "k8s.amazonaws.com/eniconfig",
     "HTTP_TIMEOUT": "",
     "INTROSPECTION_BIND_ADDRESS": "",
     "NETWORK_POLICY_ENFORCING_MODE": "none",
@@ -35,5 +31,5 @@ _INERT = {
 NOT_HONOURED: Mapping[str, frozenset[str]] = {name: frozenset(inert.split()) for name, inert in _INERT.items()}
 """Names of the AWS plugin that nothing reads yet, with the values (lower case) under which a node behaves the same.
 
-Left out are names that change nothing but a label: MY_NODE_NAME, MY_POD_NAME, VPC_CNI_VERSION.
+Left out are names that change nothing but a label: VPC_CNI_VERSION.
 """

@@ -152,6 +152,15 @@ VETH_PREFIX = _matching(
     "(?!(?:eth|lo|vlan)$)[a-z][a-z0-9]{0,3}",
     "1 to 4 lower-case letters and digits, a letter first, but not eth, lo or vlan",
 )
+DNS_NAME = _matching("([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?", "a DNS name of at most 253 lower-case characters")
+LABEL_KEY = _matching(
+    "([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?",
+    "the key of a label: a name of at most 63 characters, perhaps after a DNS name and a slash",
+)
+URL_OR_UNSET = _matching("(https?://[^/\\s?#]+/?)?", "http:// or https:// and a host, perhaps a port")
+HOST = _matching("[A-Za-z0-9.:-]{0,253}", "a host name or an address")
+PORT = _matching("[0-9]{0,5}", "a number")
+FILE_OR_UNSET = Kind(parse=lambda text: _absolute_path(text) if text else None, allowed="an absolute path of one file")
 CLUSTER_NAME = _matching(".{0,256}", "a text of at most 256 characters")
 URL = _matching("https?://[^/\\s?#]+/?", "http:// or https:// and a host, perhaps a port")
 DIRECTORY = Kind(parse=_absolute_path, allowed="an absolute path")

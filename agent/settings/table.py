@@ -1,7 +1,7 @@
 """The table of settings: name, kind, default, what it means.
 
 One section per part of the agent. To add one: a field with its text here, a policy that carries it
-(agent/__main__.py), its name gone from `inert`, and `python -m scripts.configuration --write`.
+(agent/assembly.py), its name gone from `inert`, and `python -m scripts.configuration --write`.
 """
 
 from __future__ import annotations
@@ -22,16 +22,22 @@ from agent.settings.kinds import (
     COUNT,
     DIRECTORY,
     DIRECTORY_OR_UNSET,
+    DNS_NAME,
+    FILE_OR_UNSET,
+    HOST,
+    LABEL_KEY,
     LOG_LEVEL,
     MAX_ENI,
     MTU,
     MTU_OR_UNSET,
     NETWORKS,
+    PORT,
     RANDOMIZE_SNAT,
     SECONDS,
     SOCKET_PATH,
     TAGS,
     URL,
+    URL_OR_UNSET,
     VETH_PREFIX,
     LogLevel,
     Setting,
@@ -252,6 +258,54 @@ class Settings:
         str,
         Setting("AWS_EC2_METADATA_SERVICE_ENDPOINT", URL, default="http://169.254.169.254"),
         "Where the instance metadata service is. EC2's is found by the SDK: `AWS_ENDPOINT_URL_EC2`.",
+    ]
+    # Kubernetes
+    node_name: Annotated[
+        str,
+        Setting("MY_NODE_NAME", DNS_NAME, default=""),
+        "This node's name in Kubernetes (downward API, `spec.nodeName`). Unset: Kubernetes is not used.",
+    ]
+    pod_name: Annotated[
+        str,
+        Setting("MY_POD_NAME", DNS_NAME, default=""),
+        "The agent's own pod in kube-system (downward API, `metadata.name`): events about missing permissions are its.",
+    ]
+    kubeconfig: Annotated[
+        Path | None,
+        Setting("KUBECONFIG", FILE_OR_UNSET, default=""),
+        "How to reach the API server. Unset: with the pod's service account.",
+    ]
+    kubernetes_service_host: Annotated[
+        str,
+        Setting("KUBERNETES_SERVICE_HOST", HOST, default=""),
+        "Where the API server is; the kubelet sets it in every pod.",
+    ]
+    kubernetes_service_port: Annotated[
+        str,
+        Setting("KUBERNETES_SERVICE_PORT", PORT, default=""),
+        "Its port; the kubelet sets it in every pod.",
+    ]
+    cluster_endpoint: Annotated[
+        str,
+        Setting("CLUSTER_ENDPOINT", URL_OR_UNSET, default=""),
+        "The API server's URL, in place of the one above: so that the agent does not need kube-proxy.",
+    ]
+    annotate_pod_ip: Annotated[
+        bool,
+        Setting("ANNOTATE_POD_IP", BOOLEAN, default="false"),
+        "true: write a pod's address into its annotation `vpc.amazonaws.com/pod-ips`. Needs the verb patch on pods. An "
+        "ADD does not wait for it (with the AWS plugin it fails when that fails).",
+    ]
+    eni_config_annotation: Annotated[
+        str,
+        Setting("ENI_CONFIG_ANNOTATION_DEF", LABEL_KEY, default="k8s.amazonaws.com/eniConfig"),
+        "The node's annotation that names its ENIConfig; the label `vpc.amazonaws.com/externalEniConfig` comes first.",
+    ]
+    eni_config_label: Annotated[
+        str,
+        Setting("ENI_CONFIG_LABEL_DEF", LABEL_KEY, default="k8s.amazonaws.com/eniConfig"),
+        "The node's label that names its ENIConfig, when neither of those does; often `topology.kubernetes.io/zone`. "
+        "Without any it is `default`.",
     ]
     # The agent
     log_level: Annotated[

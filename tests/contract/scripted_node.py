@@ -15,7 +15,8 @@ from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from agent.runtime.socket_server import hold_socket, serve
+from agent.runtime.door import hold_socket
+from agent.runtime.socket_server import serve
 from api.app import create_app
 from api.problems import CniCode, CniError
 from api.schemas import (

@@ -199,6 +199,7 @@ class _Nursery:
         status = 1
         try:
             from agent import __main__ as program  # noqa: PLC0415 - only the fork may become the agent
+            from agent import assembly  # noqa: PLC0415
 
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
             random.seed()  # or every fork would draw the same numbers
@@ -207,14 +208,14 @@ class _Nursery:
             if crash is not None:
                 countdown = Countdown(crash, steps_fd)
                 threading.setprofile(countdown)
-                announce = program.announce
+                announce = assembly.announce
 
                 def armed() -> None:
                     # Not before: watching every call would make the start twice as long.
                     sys.setprofile(countdown)
                     announce()
 
-                program.announce = armed
+                assembly.announce = armed
             status = program.main()
         except BaseException:  # noqa: BLE001 - a fork must not return into its parent's code
             traceback.print_exc()
@@ -224,7 +225,8 @@ class _Nursery:
 
 def main() -> None:
     """Start an agent that never dies by itself; then one after the other, as told on the control socket."""
-    import agent.__main__  # noqa: F401, PLC0415 - imported once, for all forks
+    import agent.__main__  # noqa: PLC0415 - imported once, for all forks
+    import agent.assembly  # noqa: F401, PLC0415
     from agent.runtime.notify import notify_ready  # noqa: PLC0415
 
     agent_socket = Path(os.environ["ENOKI_SOCKET"])  # noqa: TID251

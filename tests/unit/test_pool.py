@@ -10,7 +10,7 @@ import pytest
 
 from agent.errors import Cause
 from agent.ipam.model import AddressState, BlockKind
-from agent.ipam.plan import PoolPolicy
+from agent.ipam.plan import PoolPolicy, Surroundings
 from agent.runtime.log import JsonFormatter
 from tests.ipam_builders import M5_LARGE, T3_SMALL, a_holder, eni_id
 from tests.pool_world import denied, pool_world, reason_of, throttled
@@ -24,6 +24,19 @@ QUARANTINED, RETIRING = AddressState.QUARANTINED, AddressState.RETIRING
 
 
 # ---- Serving
+
+
+@virtual_time
+async def test_a_pod_that_was_announced_and_now_waits_is_counted_once() -> None:
+    async with pool_world(LEAN) as world:
+        announced = frozenset(("default", f"pod-{number}") for number in range(9))
+        world.pool.tell(Surroundings(announced=announced))
+        await asyncio.sleep(2.0)
+        assert world.count(FREE) == 10  # one quantum
+        for _, pod in sorted(announced):
+            await world.start_pod(pod)
+        await asyncio.sleep(2.0)
+        assert (world.count(HELD), world.count(FREE)) == (9, 1)
 
 
 @virtual_time

@@ -10,7 +10,7 @@ import pytest
 from agent.errors import Cause, TryAgain
 from agent.ipam.model import AddressState, Block, BlockKind
 from agent.ipam.plan import EniSite, PoolPolicy, Surroundings
-from tests.ipam_builders import M5_LARGE, OTHER_SUBNET, an_eni, eni_id, ip, prefix
+from tests.ipam_builders import M5_LARGE, OTHER_SUBNET, a_holder, an_eni, eni_id, ip, prefix
 from tests.pool_world import MemoryEc2, PoolWorld, pool_world
 from tests.virtual_time import virtual_time
 
@@ -148,7 +148,8 @@ async def test_a_cordoned_node_is_left_alone_until_it_is_not() -> None:
 async def test_announced_pods_find_their_addresses_ready() -> None:
     async with pool_world(POLICY) as world:
         await asyncio.sleep(1.0)
-        world.pool.tell(Surroundings(announced_count=40))
+        announced = (a_holder(f"pod-{number}") for number in range(40))
+        world.pool.tell(Surroundings(announced=frozenset((one.namespace, one.pod) for one in announced)))
         await asyncio.sleep(1.0)
         began_s = world.now_s()
         await start_pods(world, 40)

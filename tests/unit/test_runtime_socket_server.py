@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 
-from agent.runtime.socket_server import hold_socket, serve
+from agent.runtime.door import hold_socket
+from agent.runtime.socket_server import serve
 
 DEADLINE_S = 10.0
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
-from agent.runtime.socket_server import hold_socket
+from agent.runtime.door import hold_socket
 async def main():
     async with hold_socket(Path(sys.argv[1])):
         print("held", flush=True)
@@ -97,7 +98,7 @@ class _Waiting(logging.Handler):
 
 @pytest.fixture
 def waiting() -> Any:
-    handler, logger = _Waiting(), logging.getLogger("agent.runtime.socket_server")
+    handler, logger = _Waiting(), logging.getLogger("agent.runtime.door")
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -242,3 +243,43 @@ async def test_signal_handlers_are_left_alone(path: Path) -> None:
         serving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await serving
+
+
+async def test_who_comes_before_anybody_serves_waits_and_is_answered(path: Path) -> None:
+    async with asyncio.timeout(DEADLINE_S), hold_socket(path) as sock:
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"GET / HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body"})
+
+        serving = asyncio.create_task(serve(app, sock))
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        serving.cancel()
+        await asyncio.wait([serving])
+
+    assert answer.startswith(b"HTTP/1.1 204")
+
+
+async def test_the_wait_for_the_lock_is_used_once(path: Path) -> None:
+    prepared = asyncio.Event()
+    calls: list[int] = []
+
+    def prepare() -> None:
+        calls.append(1)
+        prepared.set()
+
+    async def second() -> None:
+        async with hold_socket(path, while_waiting=prepare):
+            pass
+
+    async with asyncio.timeout(DEADLINE_S):
+        async with hold_socket(path, while_waiting=lambda: calls.append(0)):
+            task = asyncio.create_task(second())
+            await prepared.wait()
+        await task
+
+    assert calls == [1]

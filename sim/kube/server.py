@@ -1,0 +1,373 @@
+"""The HTTP side: paths, verbs, list, watch, bookmarks, merge patches and `Status` errors.
+
+Kubernetes documentation, "Kubernetes API Concepts"; pkg/apis for what is required of an Event. Unlike a real one it
+knows a few resources only, field selectors on two fields, and no paging (a real one does not page out of its cache
+either, which is where lists of version 0 come from).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import ssl
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from sim.kube.faults import Fault, Faults, Rule
+from sim.kube.store import EVENTS, KINDS, NODES, PODS, Json, Kind, Refused, Store, Write
+
+MERGE_PATCH = "application/merge-patch+json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Target:
+    kind: Kind
+    namespace: str
+    name: str
+
+
+class ApiServer:
+    """One API server on 127.0.0.1. `start` and `stop` may alternate; the port and the objects stay the same.
+
+    token: what clients must present; None: anybody may. bookmark_s: seconds between bookmarks.
+    requests: (verb, plural) of every request so far. queries: those of lists and watches, in full.
+    """
+
+    def __init__(
+        self,
+        *,
+        token: str | None = None,
+        bookmark_s: float = 60.0,
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.store = Store()
+        self.faults = Faults()
+        self.token = token
+        self.requests: Counter[tuple[str, str]] = Counter()
+        self.queries: list[tuple[str, str, dict[str, str]]] = []
+        self._bookmark_s = bookmark_s
+        self._port = port
+        self._tls = tls
+        self._runner: web.AppRunner | None = None
+        self._watches: set[asyncio.Task[Any]] = set()
+
+    @property
+    def url(self) -> str:
+        return f"{'http' if self._tls is None else 'https'}://127.0.0.1:{self._port}"
+
+    async def start(self) -> None:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True, ssl_context=self._tls)
+        await site.start()
+        if self._port == 0:
+            self._port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Refuse connections, and cut those there are."""
+        if self._runner is not None:
+            runner, self._runner = self._runner, None
+            self.cut_watches()
+            await runner.cleanup()
+
+    def cut_watches(self) -> None:
+        """Close the connection of every open watch."""
+        for task in self._watches:
+            task.cancel()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        try:
+            target = _target(request.path)
+            verb = _verb(request, target)
+            self.requests[verb, target.kind.plural] += 1
+            self.queries.append((verb, target.kind.plural, dict(request.query)))
+            rule = self.faults.take(verb, target.kind.plural)
+            if rule is not None and rule.fault is Fault.HANG:
+                async with self._cuttable(request):
+                    await asyncio.Event().wait()
+            if rule is not None and rule.fault not in {Fault.STALE, Fault.GONE_IN_STREAM, Fault.END_AT_ONCE}:
+                return await _misbehave(request, rule)
+            self._authenticate(request)
+            if verb == "watch":
+                return await self._watch(request, target, rule)
+            return web.json_response(
+                await self._carry_out(request, verb, target, rule), status=201 if verb == "create" else 200
+            )
+        except Refused as refused:
+            headers = {} if refused.retry_after_s is None else {"Retry-After": str(refused.retry_after_s)}
+            return web.json_response(_status(refused), status=refused.code, headers=headers)
+
+    def _authenticate(self, request: web.Request) -> None:
+        if self.token is not None and request.headers.get("Authorization") != f"Bearer {self.token}":
+            raise Refused(401, "Unauthorized", "Unauthorized")
+
+    async def _carry_out(self, request: web.Request, verb: str, target: _Target, rule: Rule | None) -> Json:
+        match verb:
+            case "list":
+                return self._list(request.query, target, rule)
+            case "get":
+                return self.store.get(target.kind, target.namespace, target.name)
+            case "create":
+                document = await _body(request, "application/json")
+                if target.kind is EVENTS:
+                    check_event(document, target.namespace)
+                return await self.store.create(target.kind, target.namespace, document)
+            case "patch":
+                patch = await _body(request, MERGE_PATCH)
+                if target.kind is EVENTS and set(patch) - {"series"}:
+                    raise Refused(422, "Invalid", "Event is invalid: only series may change")
+                return await self.store.patch(target.kind, target.namespace, target.name, patch)
+            case "delete":
+                return await self.store.delete(target.kind, target.namespace, target.name)
+            case _:
+                raise Refused(405, "MethodNotAllowed", f"{verb} is not supported")
+
+    def _list(self, query: Mapping[str, str], target: _Target, rule: Rule | None) -> Json:
+        if rule is not None and rule.fault is Fault.STALE:
+            return _collection(target.kind, [], self.store.oldest - 500)
+        wanted = query.get("resourceVersion", "")
+        if query.get("resourceVersionMatch") and not wanted:
+            raise Refused(422, "Invalid", "resourceVersionMatch is forbidden unless resourceVersion is provided")
+        if wanted and int(wanted) > self.store.version:
+            raise Refused(504, "Timeout", f"Too large resource version: {wanted}", retry_after_s=1)
+        fits = _selector(query.get("fieldSelector", ""), target)
+        return _collection(
+            target.kind, [one for one in self.store.objects(target.kind) if fits(one)], self.store.version
+        )
+
+    async def _watch(self, request: web.Request, target: _Target, rule: Rule | None) -> web.StreamResponse:
+        version = int(request.query.get("resourceVersion") or self.store.version)
+        if rule is None or rule.fault is not Fault.GONE_IN_STREAM:
+            self.store.since(target.kind, version)  # 410 before anything else
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        if rule is not None and rule.fault is Fault.END_AT_ONCE:
+            return response
+        if rule is not None:
+            await response.write(_line({"type": "ERROR", "object": _status(Refused(410, "Expired", "too old"))}))
+            return response
+        async with self._cuttable(request):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(float(request.query.get("timeoutSeconds", "1800"))):
+                    await self._stream(request, response, target, version)
+        return response
+
+    @contextlib.asynccontextmanager
+    async def _cuttable(self, request: web.Request) -> AsyncIterator[None]:
+        """A request that lasts until `cut_watches`, which closes its connection."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101
+        self._watches.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if request.transport is not None:
+                request.transport.abort()
+            raise
+        finally:
+            self._watches.discard(task)
+
+    async def _stream(self, request: web.Request, response: web.StreamResponse, target: _Target, version: int) -> None:
+        fits = _selector(request.query.get("fieldSelector", ""), target)
+        bookmarks = request.query.get("allowWatchBookmarks") in {"1", "true"}
+        while True:
+            writes, version = list(self.store.since(target.kind, version)), self.store.version
+            for write in writes:
+                if (event := _event(write, fits)) is not None:
+                    await response.write(_line(event))
+            try:
+                async with asyncio.timeout(self._bookmark_s), self.store.changed:
+                    while self.store.version == version:
+                        await self.store.changed.wait()
+            except TimeoutError:
+                if bookmarks:
+                    await response.write(_line(_bookmark(target.kind, version)))
+
+
+def check_event(document: Json, namespace: str) -> None:
+    """What the API server requires of an events.k8s.io/v1 Event (pkg/apis/core/validation/events.go)."""
+    problems = [
+        field
+        for field in ("eventTime", "reportingController", "reportingInstance", "action", "reason", "type")
+        if not document.get(field)
+    ]
+    limits = (("reportingInstance", 128), ("action", 128), ("reason", 128), ("note", 1024))
+    problems += [field for field, size in limits if len(str(document.get(field, "")).encode()) > size]
+    if document.get("type") not in {"Normal", "Warning"}:
+        problems.append("type")
+    regarding = document.get("regarding") or {}
+    if not regarding.get("namespace") and namespace != "default":
+        problems.append("regarding.namespace")
+    if regarding.get("namespace", namespace) != namespace:
+        problems.append("regarding.namespace")
+    if problems:
+        raise Refused(422, "Invalid", f"Event is invalid: {', '.join(problems)}")
+
+
+_MISSHAPEN_EVENTS: tuple[Json, ...] = (
+    {"type": "ADDED", "object": {"metadata": [1]}},
+    {"type": "DELETED", "object": {"metadata": None}},
+    {"type": "BOOKMARK", "object": {"metadata": "x"}},
+    {"type": "SOMETHING", "object": {}},
+    {"type": "ERROR", "object": {"code": "many"}},
+)
+
+
+async def _misbehave(request: web.Request, rule: Rule) -> web.StreamResponse:
+    match rule.fault:
+        case Fault.THROTTLE:
+            raise Refused(429, "TooManyRequests", "too many requests", retry_after_s=rule.retry_after_s)
+        case Fault.FORBIDDEN:
+            raise Refused(403, "Forbidden", "is forbidden: User cannot do this at the cluster scope")
+        case Fault.UNAVAILABLE:
+            return web.Response(status=503, text="upstream connect error")
+        case Fault.MISSHAPEN if _is_watch(request):
+            return web.Response(body=b"".join(map(_line, _MISSHAPEN_EVENTS)))
+        case Fault.MISSHAPEN:
+            return web.json_response({"metadata": ["no"], "items": "none"})
+        case Fault.GARBAGE:
+            return web.Response(text="<html>captive portal</html>")
+        case _:
+            response = web.StreamResponse(headers={"Content-Type": "application/json"})
+            if _is_watch(request):
+                await response.prepare(request)
+                await response.write(b'{"type":"MODIF')
+            if request.transport is not None:
+                request.transport.abort()
+            return response
+    raise AssertionError(rule)
+
+
+def _target(path: str) -> _Target:
+    for kind in KINDS:
+        rest = path.removeprefix(f"{kind.prefix}/")
+        if rest == path:
+            continue
+        match rest.split("/"):
+            case [plural] if plural == kind.plural:
+                return _Target(kind=kind, namespace="", name="")
+            case [plural, name] if plural == kind.plural and not kind.namespaced:
+                return _Target(kind=kind, namespace="", name=name)
+            case ["namespaces", namespace, plural] if plural == kind.plural and kind.namespaced:
+                return _Target(kind=kind, namespace=namespace, name="")
+            case ["namespaces", namespace, plural, name] if plural == kind.plural and kind.namespaced:
+                return _Target(kind=kind, namespace=namespace, name=name)
+    raise Refused(404, "NotFound", "the server could not find the requested resource")
+
+
+def _is_watch(request: web.Request) -> bool:
+    return request.query.get("watch") in {"1", "true"}
+
+
+def _verb(request: web.Request, target: _Target) -> str:
+    match request.method:
+        case "GET" if target.name:
+            return "get"
+        case "GET":
+            return "watch" if _is_watch(request) else "list"
+        case method:
+            return {"POST": "create", "PATCH": "patch", "DELETE": "delete"}.get(method, method.lower())
+
+
+async def _body(request: web.Request, content_type: str) -> Json:
+    if request.content_type != content_type:
+        raise Refused(415, "UnsupportedMediaType", f"{request.content_type}: use {content_type}")
+    try:
+        found = json.loads(await request.read())
+    except ValueError as error:
+        raise Refused(400, "BadRequest", f"not JSON: {error}") from error
+    return dict(found)
+
+
+def _selector(text: str, target: _Target) -> Callable[[Json], bool]:
+    wanted = [part.split("=", 1) for part in text.split(",") if part]
+    for field, _ in wanted:
+        if field not in {"metadata.name", "spec.nodeName"}:
+            raise Refused(400, "BadRequest", f"field label not supported: {field}")
+
+    def fits(document: Json) -> bool:
+        if target.namespace and document["metadata"].get("namespace") != target.namespace:
+            return False
+        return all(
+            document.get(field.split(".")[0], {}).get(field.split(".")[1], "") == value for field, value in wanted
+        )
+
+    return fits
+
+
+def _event(write: Write, fits: Callable[[Json], bool]) -> Json | None:
+    """What a watch with a selector sees of a write: an object that stops to fit is DELETED to it."""
+    before = write.before is not None and fits(write.before)
+    after = write.after is not None and fits(write.after)
+    if after:
+        return {"type": "MODIFIED" if before else "ADDED", "object": write.after}
+    if before and write.before is not None:
+        last = {**write.before, "metadata": {**write.before["metadata"], "resourceVersion": str(write.version)}}
+        return {"type": "DELETED", "object": last}
+    return None
+
+
+def _bookmark(kind: Kind, version: int) -> Json:
+    return {
+        "type": "BOOKMARK",
+        "object": {
+            "kind": kind.kind,
+            "apiVersion": kind.api_version,
+            "metadata": {"resourceVersion": str(version), "creationTimestamp": None},
+        },
+    }
+
+
+def _collection(kind: Kind, items: list[Json], version: int) -> Json:
+    # The items of a real list carry neither kind nor apiVersion.
+    bare = [{key: value for key, value in one.items() if key not in {"kind", "apiVersion"}} for one in items]
+    return {
+        "kind": f"{kind.kind}List",
+        "apiVersion": kind.api_version,
+        "metadata": {"resourceVersion": str(version)},
+        "items": bare,
+    }
+
+
+def _status(refused: Refused) -> Json:
+    return {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Failure",
+        "message": refused.message,
+        "reason": refused.reason,
+        "code": refused.code,
+    }
+
+
+def _line(event: Json) -> bytes:
+    return json.dumps(event).encode() + b"\n"
+
+
+def a_node(name: str, *, max_pods: int = 110, **metadata: Any) -> Json:
+    """A v1 Node as a kubelet registers one, in the parts that matter here."""
+    return {
+        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}, **metadata},
+        "spec": {"providerID": f"aws:///zone/{name}"},
+        "status": {"capacity": {"cpu": "4", "pods": str(max_pods)}, "allocatable": {"pods": str(max_pods)}},
+    }
+
+
+def a_pod(name: str, node: str, *, host_network: bool = False, phase: str = "Pending") -> Json:
+    """A v1 Pod that is bound to a node."""
+    spec: Json = {"nodeName": node, "containers": [{"name": "main", "image": "pause"}]}
+    if host_network:
+        spec["hostNetwork"] = True
+    return {"metadata": {"name": name, "labels": {"app": name}}, "spec": spec, "status": {"phase": phase}}
+
+
+__all__ = ["EVENTS", "NODES", "PODS", "ApiServer", "a_node", "a_pod"]

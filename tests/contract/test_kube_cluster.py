@@ -1,0 +1,380 @@
+"""What the agent knows of Kubernetes and tells it: demand, cordon, ENIConfigs, events, the pods' annotation."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.errors import AgentError, Cause, ClusterFailed
+from agent.ipam.model import Attachment, AttachmentKey, EniId, Holder
+from agent.kube import access
+from agent.kube.absent import NoCluster
+from agent.kube.access import Access, FixedToken
+from agent.kube.cluster import POD_IPS, KubeCluster
+from agent.kube.policy import KubePolicy
+from agent.ports import Cluster, Notice, NoticeKind, Site
+from sim.kube.faults import Fault, Rule
+from sim.kube.server import ApiServer, a_node, a_pod
+from sim.kube.store import ENI_CONFIGS, EVENTS, NODES, PODS
+
+DEADLINE_S = 10.0
+NODE = "node-1"
+POLICY = KubePolicy(node_name=NODE, pod_name="enoki-x")
+CUSTOM = replace(POLICY, custom_networking=True, annotate_pod_ip=True)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ApiServer]:
+    made = ApiServer()
+    await made.start()
+    await made.store.create(NODES, "", a_node(NODE, max_pods=29))
+    yield made
+    await made.stop()
+
+
+@asynccontextmanager
+async def cluster(server: ApiServer, policy: KubePolicy = POLICY) -> AsyncIterator[KubeCluster]:
+    made = KubeCluster(
+        policy,
+        version="test",
+        find=lambda _: Access(server=server.url, token=FixedToken()),
+        draw=lambda: 0.01,
+    )
+    task = asyncio.create_task(made.run())
+    try:
+        yield made
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+
+async def until(is_so: Callable[[], Any]) -> None:
+    """Wait for something that shows in another task of this loop."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not is_so():
+            await asyncio.sleep(0.002)
+
+
+def an_attachment(pod: str, address: str) -> Attachment:
+    holder = Holder(key=AttachmentKey(container_id=f"c-{pod}", ifname="eth0"), namespace="default", pod=pod)
+    return Attachment(holder=holder, addresses=(IPv4Address(address),), eni_id=EniId("eni-1"), since_s=0.0)
+
+
+async def test_both_clusters_are_clusters(server: ApiServer) -> None:
+    async with cluster(server) as made:
+        clusters: list[Cluster] = [made, NoCluster()]
+
+    assert all(not one.announced() and one.schedulable for one in clusters)
+
+
+async def test_bound_pods_are_announced_while_they_need_an_address(server: ApiServer) -> None:
+    await server.store.create(PODS, "default", a_pod("a", NODE))
+    await server.store.create(PODS, "default", a_pod("b", NODE))
+    await server.store.create(PODS, "kube-system", a_pod("proxy", NODE, host_network=True))
+    wakes: list[int] = []
+    async with cluster(server) as made:
+        made.subscribe(lambda: wakes.append(1))
+        await until(lambda: {name for _, name in made.announced()} == {"a", "b"})
+        await server.store.patch(PODS, "default", "b", {"status": {"phase": "Succeeded"}})
+        await until(lambda: {name for _, name in made.announced()} == {"a"})
+
+        facts = made.pod("default", "a")
+        assert facts is not None
+        assert facts.uid == server.store.get(PODS, "default", "a")["metadata"]["uid"]
+        assert made.view().pod_count == 3
+    assert wakes
+
+
+async def test_max_pods_and_cordon(server: ApiServer) -> None:
+    taint = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
+    async with cluster(server) as made:
+        assert (made.schedulable, made.max_pods) == (True, None)
+        await until(lambda: made.max_pods == 29)
+        await server.store.patch(NODES, "", NODE, {"spec": {"taints": [taint]}})
+        await until(lambda: not made.schedulable)
+        await server.store.patch(NODES, "", NODE, {"spec": {"taints": None}})
+        await until(lambda: made.schedulable)
+
+
+# --- Custom networking -----------------------------------------------------------------------------------------------
+
+
+def an_eni_config(name: str, subnet: str, *groups: str) -> dict[str, Any]:
+    return {"metadata": {"name": name}, "spec": {"subnet": subnet, "securityGroups": list(groups)}}
+
+
+def events(server: ApiServer) -> list[dict[str, Any]]:
+    return server.store.objects(EVENTS)
+
+
+async def test_the_site_follows_node_and_eni_config(server: ApiServer) -> None:
+    await server.store.create(ENI_CONFIGS, "", an_eni_config("default", "subnet-1", "sg-1"))
+    await server.store.create(ENI_CONFIGS, "", an_eni_config("other", "subnet-2"))
+    async with cluster(server, CUSTOM) as made:
+        assert isinstance(made.site(), AgentError)  # nothing has been seen: no ENI may go to the wrong subnet
+        await until(lambda: isinstance(made.site(), Site))
+        assert made.site() == Site(name="default", subnet_id="subnet-1", security_groups=("sg-1",))  # type: ignore[arg-type]
+
+        await server.store.patch(NODES, "", NODE, {"metadata": {"labels": {"k8s.amazonaws.com/eniConfig": "other"}}})
+        await until(lambda: isinstance(site := made.site(), Site) and site.subnet_id == "subnet-2")
+        await until(lambda: events(server))
+
+    (told,) = events(server)
+    assert (told["reason"], told["type"]) == ("EniConfigChanged", "Normal")
+    assert "subnet-2" in told["note"]
+    assert told["regarding"]["kind"] == "Node"
+    assert told["metadata"]["namespace"] == "default"
+
+
+async def test_a_missing_eni_config_is_told_and_so_is_its_coming(server: ApiServer) -> None:
+    async with cluster(server, CUSTOM) as made:
+        await until(lambda: [one["reason"] for one in events(server)] == ["EniConfigMissing"])
+        assert isinstance(made.site(), AgentError)
+        await server.store.create(ENI_CONFIGS, "", an_eni_config("default", "subnet-1"))
+        await until(lambda: len(events(server)) == 2)
+
+    assert [(one["reason"], one["type"]) for one in events(server)][1] == ("EniConfigMissingOver", "Normal")
+
+
+async def test_without_custom_networking_nobody_asks_for_eni_configs(server: ApiServer) -> None:
+    async with cluster(server) as made:
+        await until(lambda: made.view().synced)
+        assert made.site() is None
+
+    assert ("list", "eniconfigs") not in server.requests
+
+
+# --- Events ----------------------------------------------------------------------------------------------------------
+
+
+def a_notice(kind: NoticeKind = NoticeKind.SUBNET_EXHAUSTED, **kwargs: Any) -> Notice:
+    return Notice(kind=kind, message="subnet-1 is full", **kwargs)
+
+
+async def test_a_thousand_reports_are_one_event(server: ApiServer) -> None:
+    async with cluster(server) as made:
+        for number in range(1000):
+            made.report(a_notice(subject="subnet-1", evidence={"free": number}))
+        await until(lambda: events(server))
+        made.report(a_notice(subject="subnet-1", over=True))
+        await until(lambda: len(events(server)) == 2)
+
+    first, second = events(server)
+    assert (first["reason"], first["type"]) == ("SubnetExhausted", "Warning")
+    assert (second["reason"], second["type"]) == ("SubnetExhaustedOver", "Normal")
+    assert first["reportingInstance"] == NODE
+    assert server.requests["create", "events"] == 2
+
+
+@pytest.mark.parametrize("fault", [Fault.THROTTLE, Fault.UNAVAILABLE, Fault.FORBIDDEN, Fault.DISCONNECT])
+async def test_an_event_gets_through_after_a_fault(server: ApiServer, fault: Fault) -> None:
+    server.faults.add(Rule(fault=fault, verb="create", plural="events", retry_after_s=0), count=2)
+    async with cluster(server) as made:
+        made.report(a_notice())
+        await until(lambda: events(server))
+
+    assert len(events(server)) == 1
+
+
+async def test_a_missing_permission_is_about_the_agents_own_pod(server: ApiServer) -> None:
+    await server.store.create(PODS, "kube-system", a_pod("enoki-x", NODE, host_network=True))
+    async with cluster(server) as made:
+        await until(lambda: made.view().synced)
+        made.report(Notice(kind=NoticeKind.IAM_DENIED, subject="CreateNetworkInterface", message="denied"))
+        await until(lambda: events(server))
+
+    (told,) = events(server)
+    assert (told["regarding"]["kind"], told["regarding"]["name"]) == ("Pod", "enoki-x")
+    assert told["action"] == "ec2:CreateNetworkInterface"
+    assert told["metadata"]["namespace"] == "kube-system"
+
+
+# --- The annotation --------------------------------------------------------------------------------------------------
+
+
+def annotation(server: ApiServer, name: str) -> str | None:
+    found: str | None = server.store.get(PODS, "default", name)["metadata"].get("annotations", {}).get(POD_IPS)
+    return found
+
+
+async def test_the_annotation_is_written_once_and_emptied_at_the_end(server: ApiServer) -> None:
+    await server.store.create(PODS, "default", a_pod("a", NODE))
+    held = [an_attachment("a", "10.0.0.7")]
+    async with cluster(server, CUSTOM) as made:
+        await until(lambda: made.pod("default", "a"))
+        await made.settle(held)
+        await made.settle(held)
+        assert annotation(server, "a") == "10.0.0.7"
+        assert server.requests["patch", "pods"] == 1
+
+        await server.store.patch(PODS, "default", "a", {"status": {"phase": "Succeeded"}})
+        await until(lambda: not made.announced())
+        await made.settle([])
+        assert annotation(server, "a") == ""
+
+
+async def test_an_annotation_of_the_plugin_before_us_stays(server: ApiServer) -> None:
+    await server.store.create(PODS, "default", a_pod("theirs", NODE, phase="Running"))
+    await server.store.patch(PODS, "default", "theirs", {"metadata": {"annotations": {POD_IPS: "10.0.0.9"}}})
+    async with cluster(server, CUSTOM) as made:
+        await until(lambda: made.pod("default", "theirs"))
+        await made.settle([])
+
+    assert annotation(server, "theirs") == "10.0.0.9"
+
+
+async def test_a_new_pod_of_the_same_name_is_another_pod(server: ApiServer) -> None:
+    await server.store.create(PODS, "default", a_pod("web-0", NODE))
+    async with cluster(server, CUSTOM) as made:
+        await until(lambda: made.pod("default", "web-0"))
+        server.faults.add(Rule(fault=Fault.HANG, verb="watch", plural="pods"), count=99)
+        server.cut_watches()
+        await server.store.delete(PODS, "default", "web-0")
+        await server.store.create(PODS, "default", a_pod("web-0", NODE))
+        await made.settle([an_attachment("web-0", "10.0.0.7")])  # conflict: the uid is another
+
+    assert annotation(server, "web-0") is None
+
+
+async def test_one_pod_that_cannot_be_annotated_does_not_keep_the_others(server: ApiServer) -> None:
+    for name in ("a", "b", "c"):
+        await server.store.create(PODS, "default", a_pod(name, NODE))
+    held = [an_attachment(name, f"10.0.0.{number}") for number, name in enumerate("abc", start=1)]
+    async with cluster(server, CUSTOM) as made:
+        await until(lambda: made.view().pod_count == 3)
+        server.faults.add(Rule(fault=Fault.FORBIDDEN, verb="patch"))
+        with pytest.raises(ClusterFailed):
+            await made.settle(held)
+        assert sorted(filter(None, (annotation(server, name) for name in "abc"))) == ["10.0.0.2", "10.0.0.3"]
+        await made.settle(held)
+
+    assert annotation(server, "a") == "10.0.0.1"
+
+
+# --- Access ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_node_name_or_no_service_is_no_kubernetes() -> None:
+    assert access.find(KubePolicy()) is None
+    assert access.find(POLICY) is None
+
+
+def test_in_a_pod_the_service_account_is_used(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret\n")
+    policy = replace(POLICY, service_host="fd00::1", service_port="443")
+
+    found = access.find(policy, service_account=tmp_path)
+
+    assert found is not None
+    assert (found.server, found.token()) == ("https://[fd00::1]:443", "secret")
+    assert found.tls is not None
+    with pytest.raises(ClusterFailed, match="certificate authority"):
+        found.tls()
+    other = access.find(replace(policy, endpoint="https://elsewhere:6443/"), service_account=tmp_path)
+    assert other is not None
+    assert other.server == "https://elsewhere:6443"
+
+
+async def test_a_kubeconfig_is_enough(server: ApiServer, tmp_path: Path) -> None:
+    server.token = "secret"
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "dev",
+        "contexts": [{"name": "dev", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": server.url}}],
+        "users": [{"name": "u", "user": {"token": "secret"}}],
+    }
+    path = tmp_path / "config"
+    path.write_text(json.dumps(config))
+    made = KubeCluster(replace(POLICY, kubeconfig=path), version="test", draw=lambda: 0.01)
+    task = asyncio.create_task(made.run())
+    try:
+        await until(lambda: made.max_pods == 29)
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+KUBECONFIG = """
+apiVersion: v1
+kind: Config
+current-context: dev
+contexts: [{{name: dev, context: {{cluster: c, user: u}}}}]
+clusters: [{{name: c, cluster: {{server: "https://127.0.0.1:6443", {cluster}}}}}]
+users: [{{name: u, user: {{{user}}}}}]
+"""
+
+
+def test_a_kubeconfig_in_yaml_with_a_token_file(tmp_path: Path) -> None:
+    (tmp_path / "t").write_text("from-file")
+    path = tmp_path / "config"
+    path.write_text(
+        KUBECONFIG.format(cluster="insecure-skip-tls-verify: true, tls-server-name: k", user="tokenFile: t")
+    )
+
+    found = access.from_kubeconfig(path)
+
+    assert (found.token(), found.server_name) == ("from-file", "k")
+    assert found.tls is not None
+    assert found.tls().verify_mode == ssl.CERT_NONE
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("current-context: dev", "no usable current context"),
+        ("[1, 2]", "no usable current context"),
+        ("a: [", "no usable current context"),
+        (KUBECONFIG.format(cluster="", user="exec: {command: aws}"), "`exec` is not supported"),
+    ],
+)
+def test_a_useless_kubeconfig_says_what_is_wrong(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "config"
+    path.write_text(text)
+
+    with pytest.raises(ClusterFailed, match=says):
+        access.from_kubeconfig(path)
+
+
+def test_bad_certificates_in_a_kubeconfig_are_an_error_and_not_a_crash(tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    nonsense = base64.b64encode(b"no certificate").decode()
+    path.write_text(KUBECONFIG.format(cluster=f"certificate-authority-data: {nonsense}", user="token: x"))
+    found = access.from_kubeconfig(path)
+    assert found.tls is not None
+
+    with pytest.raises(ClusterFailed):
+        found.tls()
+
+
+async def test_an_unusable_service_account_is_tried_again_until_it_is_there(server: ApiServer) -> None:
+    tries: list[int] = []
+
+    def find(_: KubePolicy) -> Access:
+        tries.append(1)
+        if len(tries) < 3:
+            raise ClusterFailed(Cause.KUBERNETES_UNAVAILABLE, "not mounted yet")
+        return Access(server=server.url, token=FixedToken())
+
+    made = KubeCluster(POLICY, version="test", find=find, draw=lambda: 0.01)
+    task = asyncio.create_task(made.run())
+    try:
+        await until(lambda: made.view().failure is not None)
+        await until(lambda: made.view().synced)
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+    assert made.view().failure is None

@@ -19,14 +19,13 @@ from agent import settings
 from agent.attachments import AttachmentPolicy
 from agent.cloud.policy import CloudPolicy
 from agent.datapath.policy import DatapathPolicy
+from agent.front import Front
 from agent.ipam.plan import PoolPolicy
 from agent.node import Node, Policies
 from agent.runtime.log import configure_logging, event_logger
 from agent.runtime.notify import notify_ready
-from agent.runtime.socket_server import hold_socket, serve
+from agent.runtime.socket_server import hold_socket
 from agent.runtime.supervisor import supervise
-from agent.service import AgentService
-from api.app import create_app
 
 log = event_logger("agent")
 
@@ -41,7 +40,7 @@ def main() -> int:
         for problem in exc.problems:
             sys.stderr.write(f"enoki: {problem}\n")
         return EXIT_CONFIG
-    configure_logging(chosen.log_level.value)
+    configure_logging(chosen.log_level.value, file=chosen.log_file)
     for notice in chosen.notices:
         log.warning("settings_notice", notice=notice)
     try:
@@ -59,10 +58,18 @@ async def run(chosen: settings.Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with hold_socket(chosen.socket) as sock:
-        node = Node(policies(chosen), clock=time.monotonic, ready=announce, stop=stop)
+        front = Front(chosen, own_version())
+        node = Node(
+            policies(chosen),
+            clock=time.monotonic,
+            ready=announce,
+            stop=stop,
+            publish=front.journal.publish,
+            spent=front.metrics.spent,
+        )
         try:
-            app = create_app(AgentService(node))
-            await supervise({"node": node.run}, {"door": lambda: serve(app, sock)}, stop=stop)
+            with front.doors(node, sock) as doors:
+                await supervise({"node": node.run, **front.background()}, doors, stop=stop)
         finally:
             await node.close()
     log.info("stopped")

@@ -13,7 +13,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 
-from agent.attachments import AttachmentPolicy, Attachments
+from agent.attachments import AttachmentPolicy, Attachments, TimeSpent
+from agent.cloud.budget import ActionBudget
 from agent.cloud.ec2 import Ec2Cloud
 from agent.cloud.imds import ImdsMetadata
 from agent.cloud.imds_only import ImdsOnlyCloud
@@ -22,11 +23,13 @@ from agent.cloud.sweep import LeakSweep
 from agent.datapath.desired import host_veth_name
 from agent.datapath.kernel import KernelDatapath
 from agent.datapath.policy import DatapathPolicy
+from agent.events.model import Kind, Publish
 from agent.ipam.ledger import Ledger
 from agent.ipam.model import AttachmentKey, Holder, Instance, InstanceLimits
 from agent.ipam.plan import PoolPolicy, Surroundings
 from agent.ipam.pool import Pool
 from agent.ipam.recovery import recover
+from agent.recorder import Recorder
 from agent.runtime.log import event_logger
 from agent.runtime.purpose import purpose
 from agent.runtime.reconciler import Reconciler
@@ -82,11 +85,22 @@ class Node:
     """One agent: start it with `run`, as a task among others; `close` when all requests have been answered."""
 
     def __init__(
-        self, policies: Policies, *, clock: Callable[[], float], ready: Callable[[], None], stop: asyncio.Event
+        self,
+        policies: Policies,
+        *,
+        clock: Callable[[], float],
+        ready: Callable[[], None],
+        stop: asyncio.Event,
+        publish: Publish,
+        spent: TimeSpent,
     ) -> None:
-        """clock: monotonic seconds. ready: called once, when ADD can be served. stop: set when the agent is to end."""
+        """clock: monotonic seconds. ready: called once, when ADD can be served. stop: set when the agent is to end.
+        publish: told what happens. spent: told how long each step of an ADD took.
+        """
         self._policies = policies
-        self._clock = clock
+        self.clock = clock
+        self.publish = publish
+        self._spent = spent
         self._ready = ready
         self.stop = stop
         self._resources = AsyncExitStack()
@@ -95,6 +109,7 @@ class Node:
         self._cloud: Ec2Cloud | ImdsOnlyCloud
         self._told = Surroundings()
         self._vpc_cidrs: VpcCidrs
+        self._budget: Callable[[], tuple[ActionBudget, ...]] = tuple
         self.datapath = KernelDatapath(policies.datapath)
         self.parts: Parts | None = None
         self.startup = Startup({"identity": self._identify, "kernel": self._prepare, "addresses": self._recover})
@@ -103,6 +118,10 @@ class Node:
         self._leak_loop = Reconciler("leaks", self._leak_step, timeout_s=LEAK_TURN_S)
         self._vpc_cidrs_loop = Reconciler("vpc_cidrs", self._vpc_cidrs_step, timeout_s=VPC_CIDRS_TURN_S)
         self.datapath.subscribe(self._sweep_loop.wake)
+
+    def budget(self) -> tuple[ActionBudget, ...]:
+        """Requests to EC2, and what the node allows itself; none until the node knows who it is."""
+        return self._budget()
 
     @property
     def add_deadline_s(self) -> float:
@@ -174,7 +193,7 @@ class Node:
     async def _reach_cloud(self) -> Ec2Cloud | ImdsOnlyCloud:
         if self._policies.cloud.imds_only:
             return ImdsOnlyCloud(instance=self._instance, metadata=self._metadata)
-        return await self._resources.enter_async_context(
+        cloud = await self._resources.enter_async_context(
             Ec2Cloud(
                 instance=self._instance,
                 metadata=self._metadata,
@@ -182,6 +201,8 @@ class Node:
                 version=self._policies.version,
             )
         )
+        self._budget = cloud.budget
+        return cloud
 
     async def _prepare(self) -> None:
         await self.datapath.prepare_node(self._instance)
@@ -196,20 +217,24 @@ class Node:
         policy = self._policies.pool.on(limits)
         if policy != self._policies.pool:
             log.warning("prefix_delegation_unavailable", type=limits.instance_type, remedy="use a Nitro instance type")
-        recovered = recover(await self.datapath.observe(), enis, self._clock(), policy.placement)
+        recovered = recover(await self.datapath.observe(), enis, self.clock(), policy.placement)
         for finding in recovered.findings:
             log.warning("finding", kind=finding.kind, message=finding.message, **finding.evidence)
+            self.publish(Kind.FINDING, **{**finding.evidence, "finding": str(finding.kind), "message": finding.message})
         for repair in recovered.repairs:
             log.info("link_discarded", host_ifname=repair.host_ifname, reason=repair.reason)
             await self.datapath.discard_link(repair.host_ifname)
+            self.publish(Kind.REPAIR, object=repair.host_ifname, reason=repair.reason)
+        Recorder(self.publish).recovered(recovered.ledger)
         pool = Pool(
             cloud=self._cloud,
             datapath=self.datapath,
             ledger=recovered.ledger,
             limits=limits,
             policy=policy,
-            clock=self._clock,
+            clock=self.clock,
             wake=self._pool_loop.wake,
+            publish=self.publish,
         )
         pool.tell(self._surroundings())
         with contextlib.suppress(TimeoutError):
@@ -220,7 +245,8 @@ class Node:
             ledger=recovered.ledger,
             datapath=self.datapath,
             policy=self._policies.attachments,
-            clock=self._clock,
+            clock=self.clock,
+            spent=self._spent,
         )
         self.parts = Parts(
             limits=limits,

@@ -124,6 +124,8 @@ class AllocationView(View):
     """Pod name; empty when the runtime did not say."""
     host_ifname: str
     """The host's end of the veth pair; empty while it is being made."""
+    since: datetime
+    """When it got its address; when the agent started, for one that was there already."""
 
 
 class LoopView(View):

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-# One line per name, so that features can take theirs out side by side. Where the published manifest sends the logs is
-# nobody's wish; ours go to stderr.
+# One line per name, so that features can take theirs out side by side. Where the published manifest sends the shim's
+# log is nobody's wish; ours go to the agent's log.
 _INERT = {
     "ANNOTATE_POD_IP": "false",
     "AWS_EC2_ENDPOINT": "",
     "AWS_VPC_K8S_CNI_BACKING_STORE": "",
-    "AWS_VPC_K8S_CNI_LOG_FILE": "stderr /host/var/log/aws-routed-eni/ipamd.log",
     "AWS_VPC_K8S_PLUGIN_LOG_FILE": "stderr /var/log/aws-routed-eni/plugin.log",
     "AWS_VPC_K8S_PLUGIN_LOG_LEVEL": "debug info",
     "CLUSTER_ENDPOINT": "",
-    "DISABLE_INTROSPECTION": "true",
-    "DISABLE_METRICS": "true",
     "DISABLE_POD_V6": "false",
     "DISABLE_TCP_EARLY_DEMUX": "false",
     "ENABLE_BANDWIDTH_PLUGIN": "false",
@@ -27,7 +24,6 @@ _INERT = {
     "ENI_CONFIG_ANNOTATION_DEF": "k8s.amazonaws.com/eniconfig",
     "ENI_CONFIG_LABEL_DEF": "k8s.amazonaws.com/eniconfig",
     "HTTP_TIMEOUT": "",
-    "INTROSPECTION_BIND_ADDRESS": "",
     "NETWORK_POLICY_ENFORCING_MODE": "none",
     "POD_SECURITY_GROUP_ENFORCING_MODE": "strict",
 }

@@ -50,6 +50,13 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         manage_non_schedulable=False,
         imds_endpoint="http://169.254.169.254",
         log_level=LogLevel.INFO,
+        log_file=None,
+        event_log_directory=None,
+        readers_socket=None,
+        readers_group_id=0,
+        disable_introspection=True,
+        introspection_address=("127.0.0.1", 61679),
+        disable_metrics=True,
         provenance={one.setting.name: Provenance.DEFAULT for one in documented()},
         notices=(),
     )

@@ -175,7 +175,12 @@ def _logs(router: APIRouter, service: Operators) -> None:
     ) -> LogView:
         return service.logs(namespace=namespace, pod=pod, request_id=request_id, limit=limit)
 
-    @router.get("/v1/log-level", tags=["logs"], summary="The log level in force")
+    @router.get(
+        "/v1/log-level",
+        tags=["logs"],
+        summary="The log level in force",
+        description="The least severe lines that are logged now: what the settings say, unless it was changed since.",
+    )
     async def log_level() -> LogLevel:
         return service.log_level()
 
@@ -183,7 +188,7 @@ def _logs(router: APIRouter, service: Operators) -> None:
         "/v1/log-level",
         tags=["logs"],
         summary="Change the log level now",
-        description="For root only. Holds until the agent stops.",
+        description="For root only. Holds until the agent stops; its next start goes by the settings again.",
         responses=_FORBIDDEN | _INVALID,
     )
     async def set_log_level(level: Annotated[LogLevelName, Body(embed=True, examples=["debug"])]) -> LogLevel:

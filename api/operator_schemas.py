@@ -5,19 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 from ipaddress import IPv4Address
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from api.schemas import Address, Count, Seconds, View
+from api.schemas import Address, Count, Seconds, View, shown
 
 Scalar = str | int | float
-
-
-def _shown(example: dict[str, Any]) -> ConfigDict:
-    return ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, json_schema_extra={"example": example}
-    )
 
 
 class ActionView(View):
@@ -34,7 +28,7 @@ class ActionView(View):
 class PlanView(View):
     """What the pool would do now, worked out from what it knows at this moment. Nothing is started by asking."""
 
-    model_config = _shown(
+    model_config = shown(
         {
             "actions": [
                 {
@@ -82,6 +76,23 @@ class SettingView(View):
 class ConfigView(View):
     """The settings this agent runs with. They are read once, at its start."""
 
+    model_config = shown(
+        {
+            "version": "0.1.0",
+            "settings": [
+                {
+                    "name": "WARM_IP_TARGET",
+                    "value": 5,
+                    "default": "0",
+                    "provenance": "environment",
+                    "allowed": "an integer from 0 to 10000",
+                    "description": "How many free addresses to hold.",
+                }
+            ],
+            "notices": [],
+        }
+    )
+
     version: str
     """Version of the agent."""
     settings: list[SettingView]
@@ -125,7 +136,7 @@ class ActionBudgetView(View):
 class BudgetView(View):
     """What this node has asked of EC2."""
 
-    model_config = _shown(
+    model_config = shown(
         {
             "since": "2026-11-24T09:30:00Z",
             "call_count": 5,
@@ -162,7 +173,7 @@ class BudgetView(View):
 class EventView(View):
     """Something that happened on this node."""
 
-    model_config = _shown(
+    model_config = shown(
         {
             "id": 1795599000000042,
             "at": "2026-11-24T09:30:00.125Z",
@@ -202,6 +213,25 @@ class TenureView(View):
 
 class HistoryView(View):
     """Who held an address, oldest first, as far back as this node remembers."""
+
+    model_config = shown(
+        {
+            "address": "10.0.1.9",
+            "remembered_since": "2026-11-23T18:02:11Z",
+            "tenures": [
+                {
+                    "namespace": "default",
+                    "pod": "web-0",
+                    "container_id": "3f5a9c0e7d",
+                    "ifname": "eth0",
+                    "eni_id": "eni-0123456789abcdef0",
+                    "since": "2026-11-24T09:30:00Z",
+                    "until": "2026-11-24T11:02:30Z",
+                    "known_end": True,
+                }
+            ],
+        }
+    )
 
     address: Address
     remembered_since: datetime | None
@@ -243,6 +273,36 @@ class StepView(View):
 class ExplainView(View):
     """Why something is as it is: a tree of steps with their causes."""
 
+    model_config = shown(
+        {
+            "subject": "default/web-0",
+            "state": "waiting",
+            "summary": "subnet subnet-0a1b has 0 free addresses, fewer than needed",
+            "steps": [
+                {
+                    "step": "address",
+                    "state": "waiting",
+                    "message": "no address is free yet; 2 requests wait",
+                    "since": "2026-11-24T09:30:00Z",
+                    "cause": "subnet_exhausted",
+                    "because": [
+                        {
+                            "step": "subnet subnet-0a1b",
+                            "state": "failing",
+                            "message": "subnet subnet-0a1b has 0 free addresses, fewer than needed",
+                            "since": "2026-11-24T09:12:40Z",
+                            "cause": "subnet_exhausted",
+                            "evidence": {"subnet": "subnet-0a1b", "free": 0},
+                            "remedy": "free addresses in the subnet, or tag another subnet of this zone for pods",
+                            "next_try_s": 61.5,
+                        }
+                    ],
+                }
+            ],
+            "events": [],
+        }
+    )
+
     subject: str
     """`node`, or `<namespace>/<pod>`."""
     state: StepState
@@ -257,6 +317,30 @@ class ExplainView(View):
 
 class TraceView(View):
     """Where the first packet of a connection goes. Asked of the kernel; nothing is sent."""
+
+    model_config = shown(
+        {
+            "namespace": "default",
+            "pod": "web-0",
+            "source": "10.0.1.9",
+            "destination": "203.0.113.5",
+            "reaches": "outside",
+            "verdict": "leaves by eth0 (eni-0123456789abcdef0) to gateway 10.0.1.1 as 10.0.1.5",
+            "host_ifname": "eni2b7c0f3a1d4",
+            "mark": 128,
+            "mark_reasons": ["0x80: 203.0.113.5 is outside the VPC: by the primary ENI"],
+            "sets": [],
+            "rule_pref": 1024,
+            "rule": "1024: from all fwmark 0x80/0x80 lookup 254",
+            "table_id": 254,
+            "route_type": "unicast",
+            "out_ifname": "eth0",
+            "eni_id": "eni-0123456789abcdef0",
+            "gateway": "10.0.1.1",
+            "translated_to": "10.0.1.5",
+            "refusal": "",
+        }
+    )
 
     namespace: str
     pod: str
@@ -306,7 +390,7 @@ class LogLevelName(StrEnum):
 class LogLevel(View):
     """The least severe lines that are logged. Lost when the agent stops: the setting counts again at its next start."""
 
-    model_config = _shown({"level": "debug"})
+    model_config = shown({"level": "debug"})
 
     level: LogLevelName
 
@@ -325,6 +409,23 @@ class LogLine(View):
 
 class LogView(View):
     """The latest log lines that match, oldest first."""
+
+    model_config = shown(
+        {
+            "lines": [
+                {
+                    "ts": "2026-11-24T09:30:00.125Z",
+                    "level": "info",
+                    "logger": "agent.attachments",
+                    "event": "attached",
+                    "request_id": "5f0c2a9be113",
+                    "pod": "default/web-0 (3f5a9c0e7d/eth0)",
+                    "addresses": ["10.0.1.9"],
+                }
+            ],
+            "remembered_since": "2026-11-24T08:11:02.004Z",
+        }
+    )
 
     lines: list[LogLine]
     remembered_since: datetime | None

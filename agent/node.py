@@ -29,6 +29,7 @@ from agent.ipam.model import AttachmentKey, Holder, Instance, InstanceLimits
 from agent.ipam.plan import PoolPolicy, Surroundings
 from agent.ipam.pool import Pool
 from agent.ipam.recovery import recover
+from agent.ports import Repair
 from agent.recorder import Recorder
 from agent.runtime.log import event_logger
 from agent.runtime.purpose import purpose
@@ -118,6 +119,7 @@ class Node:
         self._leak_loop = Reconciler("leaks", self._leak_step, timeout_s=LEAK_TURN_S)
         self._vpc_cidrs_loop = Reconciler("vpc_cidrs", self._vpc_cidrs_step, timeout_s=VPC_CIDRS_TURN_S)
         self.datapath.subscribe(self._sweep_loop.wake)
+        self.datapath.subscribe_repairs(self._repaired)
 
     def budget(self) -> tuple[ActionBudget, ...]:
         """Requests to EC2, and what the node allows itself; none until the node knows who it is."""
@@ -173,6 +175,16 @@ class Node:
             await self.parts.pool.close()
         await self._resources.aclose()
         self.datapath.close()
+
+    def _repaired(self, repair: Repair) -> None:
+        self.publish(
+            Kind.REPAIR,
+            object=repair.subject,
+            reason=repair.difference,
+            strikes=repair.strike_count,
+            contested=repair.contested,
+            error=repair.error,
+        )
 
     async def _turn_away(self) -> None:
         """Nobody who waits for an address keeps the door from closing."""

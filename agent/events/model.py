@@ -26,8 +26,8 @@ class Kind(StrEnum):
     FINDING = "finding"
     """Kernel and EC2 disagree: finding, message, and its evidence."""
     REPAIR = "repair"
-    """Something in the kernel was put right: object, reason; and, when somebody else had changed it, strikes (how often in a
-    row), contested (something keeps changing it) and error (why putting it right failed)."""
+    """Something in the kernel was put right: object, reason; and, when somebody else had changed it, strikes (how
+    often in a row), contested (something keeps changing it) and error (why putting it right failed)."""
     CNI_FAILED = "cni_failed"
     """A request of the container runtime failed: verb, cause, message, remedy, retry_after_s, namespace, pod,
     container_id, ifname."""

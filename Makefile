@@ -17,7 +17,7 @@ demo: setup ## a simulated VPC, two nodes, six pods, and a table of checks made 
 	@$(PYTHON) -m lab demo
 
 test: check ## every check and every test
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest -n 2 --dist loadfile
 
 test-image: setup ## build the image (minutes the first time, 2 GB in /var/cache/enoki) and run it as its DaemonSet would
 	@mkdir -p $(IMAGE_CACHE)

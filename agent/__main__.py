@@ -37,7 +37,7 @@ def main() -> int:
         for problem in exc.problems:
             sys.stderr.write(f"enoki: {problem}\n")
         return EXIT_CONFIG
-    configure_logging(chosen.log_level.value)
+    configure_logging(chosen.log_level.value, file=chosen.log_file)
     if sys.argv[1:2] == ["adopt"]:
         return int(import_module(ASSEMBLY).adopt(sys.argv[2:], chosen))
     for notice in chosen.notices:

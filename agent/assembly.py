@@ -15,6 +15,7 @@ from agent.adoption import command
 from agent.attachments import AttachmentPolicy
 from agent.cloud.policy import CloudPolicy
 from agent.datapath.policy import DatapathPolicy
+from agent.front import Front
 from agent.installation.publisher import InstallationPolicy
 from agent.ipam.plan import PoolPolicy
 from agent.kube.absent import NoCluster
@@ -24,23 +25,29 @@ from agent.node import Node, Policies
 from agent.ports import Cluster
 from agent.runtime.log import event_logger
 from agent.runtime.notify import notify_ready
-from agent.runtime.socket_server import serve
 from agent.runtime.supervisor import supervise
-from agent.service import AgentService
-from api.app import create_app
 
 log = event_logger("agent")
 
 
 async def serve_node(chosen: settings.Settings, sock: socket.socket, stop: asyncio.Event) -> None:
     """Serve on `sock`, which nobody else owns, until `stop` is set. Raises: whatever is a bug, as a group."""
-    node = Node(policies(chosen), clock=time.monotonic, ready=announce, stop=stop, cluster=cluster(chosen))
+    front = Front(chosen, own_version())
+    node = Node(
+        policies(chosen),
+        clock=time.monotonic,
+        ready=announce,
+        stop=stop,
+        cluster=cluster(chosen),
+        publish=front.journal.publish,
+        spent=front.metrics.spent,
+    )
     try:
-        app = create_app(AgentService(node))
-        # What the imports made stays: the collector need not walk it, nor break it loose from pages it shares.
-        gc.collect()
-        gc.freeze()
-        await supervise({"node": node.run}, {"door": lambda: serve(app, sock)}, stop=stop)
+        with front.doors(node, sock) as doors:
+            # What the imports made stays: the collector need not walk it, nor break it loose from pages it shares.
+            gc.collect()
+            gc.freeze()
+            await supervise({"node": node.run, **front.background()}, doors, stop=stop)
     finally:
         await node.close()
 

@@ -17,6 +17,7 @@ import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 
 from agent.errors import AgentError, Cause, Conflict, InvalidRequest, TryAgain
 from agent.ipam.ledger import Ledger
@@ -64,11 +65,41 @@ class Attached:
     mtu: int
 
 
+class Step(StrEnum):
+    """Where an ADD is, in order."""
+
+    LOCK = "lock"
+    """It waits for other work on the same pod interface."""
+    ADDRESS = "address"
+    """It takes an address, or waits for one."""
+    WIRE = "wire"
+    """The kernel makes the pod's links and routes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnderWay:
+    """An ADD that has not been answered yet. since_s: when it entered `step`. began_s: when it came."""
+
+    holder: Holder
+    request_id: str
+    step: Step
+    since_s: float
+    began_s: float
+
+
+TimeSpent = Callable[[Step, float], None]
+"""Told the seconds that one step of an ADD took."""
+
+
 @dataclass(slots=True, kw_only=True)
 class _Adding:
     """An ADD on its way. interruptible: it holds no address yet."""
 
     holder: Holder
+    request_id: str
+    step: Step = Step.LOCK
+    since_s: float
+    began_s: float
     interruptible: bool = True
 
 
@@ -83,7 +114,10 @@ class Attachments:
         datapath: Datapath,
         policy: AttachmentPolicy,
         clock: Callable[[], float],
+        spent: TimeSpent = lambda _step, _s: None,
     ) -> None:
+        """spent: for measurements."""
+        self._spent = spent
         self._pool = pool
         self._ledger = ledger
         self._datapath = datapath
@@ -106,7 +140,8 @@ class Attachments:
         """
         if self._stopping:
             raise stopping()
-        adding = _Adding(holder=request.holder)
+        now_s = self._clock()
+        adding = _Adding(holder=request.holder, request_id=request.request_id, since_s=now_s, began_s=now_s)
         task = self._transactions.begin(self._add(request, adding, deadline_s), name=f"ADD {request.holder.key}")
         self._adding[task] = adding
         task.add_done_callback(self._adding.pop)
@@ -193,6 +228,19 @@ class Attachments:
             await self._transactions.begin(self._delete(held.holder), name=f"vanished {key}")
         return math.inf
 
+    def under_way(self) -> tuple[UnderWay, ...]:
+        """The ADDs that have not been answered yet, oldest first."""
+        return tuple(
+            UnderWay(
+                holder=adding.holder,
+                request_id=adding.request_id,
+                step=adding.step,
+                since_s=adding.since_s,
+                began_s=adding.began_s,
+            )
+            for adding in self._adding.values()
+        )
+
     def turn_away(self) -> None:
         """The agent stops: an ADD that still waits fails at once, and so does every later one. DEL goes on."""
         self._stopping = True
@@ -205,6 +253,11 @@ class Attachments:
         if left:
             log.warning("transactions_cut", count=left)
 
+    def _enter(self, adding: _Adding, step: Step) -> None:
+        now_s = self._clock()
+        self._spent(adding.step, now_s - adding.since_s)
+        adding.step, adding.since_s = step, now_s
+
     def _interrupt(self, task: asyncio.Task[Attached]) -> None:
         adding = self._adding.get(task)
         if adding is not None and adding.interruptible:
@@ -214,9 +267,11 @@ class Attachments:
         holder = request.holder
         with bind_request(request.request_id):
             async with self._locks.hold(_pod_interface(holder)):
+                self._enter(adding, Step.ADDRESS)
                 known = self._ledger.attachment(holder.key) is not None
                 reserved = await self._pool.reserve(holder, deadline_s=deadline_s, request_id=request.request_id)
                 adding.interruptible = False
+                self._enter(adding, Step.WIRE)
                 wiring = self._wiring(request, reserved.addresses, reserved.table_id)
                 try:
                     await self._replace_predecessor(holder)
@@ -226,6 +281,7 @@ class Attachments:
                         self._pool.release(holder.key, cooldown_s=0.0)  # never seen by anybody: no cooldown
                     raise
                 self._committed_at_s[holder.key] = self._clock()
+                self._spent(Step.WIRE, self._committed_at_s[holder.key] - adding.since_s)
                 log.info("attached", pod=str(holder), addresses=[str(a) for a in reserved.addresses])
                 return Attached(addresses=reserved.addresses, wired=wired, mtu=wiring.mtu)
 

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 
-from agent.attachments import AttachmentPolicy, Attachments
+from agent.attachments import AttachmentPolicy, Attachments, TimeSpent
 from agent.cloud.budget import ActionBudget
 from agent.cloud.ec2 import Ec2Cloud
 from agent.cloud.imds import ImdsMetadata
@@ -24,6 +24,7 @@ from agent.datapath.desired import host_veth_name
 from agent.datapath.kernel import KernelDatapath
 from agent.datapath.policy import DatapathPolicy
 from agent.errors import AgentError, Cause, TryAgain
+from agent.events.model import Kind, Publish
 from agent.installation import publisher
 from agent.installation.publisher import InstallationPolicy, Publisher
 from agent.ipam.account import eni_limit
@@ -35,6 +36,7 @@ from agent.ipam.recovery import recover
 from agent.kube import notices
 from agent.kube.surroundings import surroundings
 from agent.ports import Cluster, Repair
+from agent.recorder import Recorder
 from agent.runtime.log import event_logger
 from agent.runtime.purpose import purpose
 from agent.runtime.reconciler import Reconciler
@@ -102,12 +104,17 @@ class Node:
         ready: Callable[[], None],
         stop: asyncio.Event,
         cluster: Cluster,
+        publish: Publish,
+        spent: TimeSpent,
     ) -> None:
         """clock: monotonic seconds. ready: called once, when ADD can be served. stop: set when the agent is to end.
-        cluster: what Kubernetes knows; the node works without.
+        cluster: what Kubernetes knows; the node works without. publish: told what happens. spent: told how long each
+        step of an ADD took.
         """
         self._policies = policies
-        self._clock = clock
+        self.clock = clock
+        self.publish = publish
+        self._spent = spent
         self._ready = ready
         self.stop = stop
         self._resources = AsyncExitStack()
@@ -117,6 +124,7 @@ class Node:
         self._vpc_cidrs: VpcCidrs
         self.cluster = cluster
         self._told = surroundings(cluster)
+        self._budget: Callable[[], tuple[ActionBudget, ...]] = tuple
         self.datapath = KernelDatapath(policies.datapath)
         self.parts: Parts | None = None
         self.startup = Startup({"identity": self._identify, "kernel": self._prepare, "addresses": self._recover})
@@ -138,7 +146,7 @@ class Node:
         self._reported = notices.Reported()
         self._findings: frozenset[str] = frozenset()
         cluster.subscribe(self._cluster_changed)
-        self.datapath.subscribe_repairs(self._report_repair)
+        self.datapath.subscribe_repairs(self._repaired)
 
     @property
     def add_deadline_s(self) -> float:
@@ -156,8 +164,8 @@ class Node:
         return None if self.parts.ledger.addresses() else self.parts.pool.view().failure
 
     def budget(self) -> tuple[ActionBudget, ...]:
-        """EC2's request budget as this node sees it, by action; nothing before the start, and in IMDS-only mode."""
-        return () if self.parts is None or not isinstance(self._cloud, Ec2Cloud) else self._cloud.budget()
+        """Requests to EC2, and what the node allows itself; none until the node knows who it is."""
+        return self._budget()
 
     def host_ifname(self, holder: Holder) -> str:
         """The name of an attachment's host veth."""
@@ -204,6 +212,19 @@ class Node:
         await self._resources.aclose()
         self.datapath.close()
 
+    def _repaired(self, repair: Repair) -> None:
+        self.publish(
+            Kind.REPAIR,
+            object=repair.subject,
+            reason=repair.difference,
+            strikes=repair.strike_count,
+            contested=repair.contested,
+            error=repair.error,
+        )
+        self.cluster.report(
+            notices.of_repair(repair.subject, repair.difference, contested=repair.contested, error=repair.error)
+        )
+
     async def _turn_away(self) -> None:
         """Nobody who waits for an address keeps the door from closing."""
         await self.stop.wait()
@@ -223,7 +244,7 @@ class Node:
     async def _reach_cloud(self) -> Ec2Cloud | ImdsOnlyCloud:
         if self._policies.cloud.imds_only:
             return ImdsOnlyCloud(instance=self._instance, metadata=self._metadata)
-        return await self._resources.enter_async_context(
+        cloud = await self._resources.enter_async_context(
             Ec2Cloud(
                 instance=self._instance,
                 metadata=self._metadata,
@@ -231,6 +252,8 @@ class Node:
                 version=self._policies.version,
             )
         )
+        self._budget = cloud.budget
+        return cloud
 
     async def _prepare(self) -> None:
         await self.datapath.prepare_node(self._instance)
@@ -245,20 +268,24 @@ class Node:
         policy = self._policies.pool.on(limits)
         if policy != self._policies.pool:
             log.warning("prefix_delegation_unavailable", type=limits.instance_type, remedy="use a Nitro instance type")
-        recovered = recover(await self.datapath.observe(), enis, self._clock(), policy.placement)
+        recovered = recover(await self.datapath.observe(), enis, self.clock(), policy.placement)
         for finding in recovered.findings:
             log.warning("finding", kind=finding.kind, message=finding.message, **finding.evidence)
+            self.publish(Kind.FINDING, **{**finding.evidence, "finding": str(finding.kind), "message": finding.message})
         for repair in recovered.repairs:
             log.info("link_discarded", host_ifname=repair.host_ifname, reason=repair.reason)
             await self.datapath.discard_link(repair.host_ifname)
+            self.publish(Kind.REPAIR, object=repair.host_ifname, reason=repair.reason)
+        Recorder(self.publish).recovered(recovered.ledger)
         pool = Pool(
             cloud=self._cloud,
             datapath=self.datapath,
             ledger=recovered.ledger,
             limits=limits,
             policy=policy,
-            clock=self._clock,
+            clock=self.clock,
             wake=self._wake_loops,
+            publish=self.publish,
         )
         pool.tell(self._surroundings())
         with contextlib.suppress(TimeoutError):
@@ -269,7 +296,8 @@ class Node:
             ledger=recovered.ledger,
             datapath=self.datapath,
             policy=self._policies.attachments,
-            clock=self._clock,
+            clock=self.clock,
+            spent=self._spent,
         )
         self.parts = Parts(
             limits=limits,
@@ -294,11 +322,6 @@ class Node:
         self.tell(surroundings(self.cluster))
         self._cluster_loop.wake()
 
-    def _report_repair(self, repair: Repair) -> None:
-        self.cluster.report(
-            notices.of_repair(repair.subject, repair.difference, contested=repair.contested, error=repair.error)
-        )
-
     async def _cluster_step(self) -> float:
         """Tell Kubernetes what has changed. Nobody waits for it."""
         parts = self._made()
@@ -314,7 +337,7 @@ class Node:
                 custom_networking=pool.custom_networking,
             ),
         )
-        for notice in self._reported.changes(now, self._clock()):
+        for notice in self._reported.changes(now, self.clock()):
             self.cluster.report(notice)
         attachments = parts.ledger.attachments()
         findings = {str(one.evidence["container_id"]): one for one in self.cluster.findings(attachments)}

@@ -213,6 +213,45 @@ class Repair:
     error: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathSeen:
+    """Where the kernel would send a first packet of a pod, and what our table does to it.
+
+    mark: the packet mark after our table, 0 when it sets none; mark_reasons: one sentence per part of it.
+    rule_pref, rule: the policy rule that decides, as `ip rule` prints it; None and empty when no rule explains it.
+    table_id: routing table of the answer; 255 is `local`.
+    route_type: `unicast`, `local`, `blackhole`, ... (ip-route(8)).
+    out_ifname, out_mac, gateway: empty, None and None where the route has none.
+    snat_address: what the source becomes on its way out; None when it stays.
+    inside_sets: names of our destination sets that contain the destination.
+    refusal: the kernel's error name (`ENETUNREACH`, ...) when it has no route; everything after the mark is empty then.
+    """
+
+    mark: int
+    mark_reasons: tuple[str, ...]
+    inside_sets: tuple[str, ...]
+    rule_pref: int | None = None
+    rule: str = ""
+    table_id: int = 0
+    route_type: str = ""
+    out_ifname: str = ""
+    out_mac: Mac | None = None
+    gateway: Address | None = None
+    snat_address: IPv4Address | None = None
+    refusal: str = ""
+
+
+class PathTracer(Protocol):
+    """Asks the kernel where a packet would go, without sending one."""
+
+    async def trace(self, host_ifname: str, source: Address, destination: Address) -> PathSeen:
+        """The path of the first packet of a connection that comes in by `host_ifname`.
+
+        Raises: InvalidRequest(attachment_missing) when there is no such link; KernelFailed.
+        """
+        ...
+
+
 class Datapath(Protocol):
     """The kernel of this node. Methods never block the event loop: blocking work has threads of its own."""
 

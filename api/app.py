@@ -13,6 +13,9 @@ from starlette.exceptions import HTTPException
 
 from api import cni_documents, cni_routes, view_routes
 from api.cni_routes import cni_router, error_response
+from api.door import Door
+from api.event_routes import event_router
+from api.operator_routes import operator_router
 from api.problems import CniCode, CniError, Problem
 from api.service import NodeService
 from api.view_routes import view_router
@@ -20,7 +23,8 @@ from api.view_routes import view_router
 TITLE = "Enoki node agent"
 VERSION = "1"
 DESCRIPTION = """\
-The API of the node agent, on a Unix socket that only root may open.
+The API of the node agent, on a Unix socket that only root may open. Whatever changes something is for root alone, by
+the credentials the kernel gives of the caller; a second socket, for reading only, can be opened to a group.
 
 The CNI plugin speaks to `/v1/cni`; the body of every answer there is exactly what the container runtime reads on the
 plugin's standard output. Everywhere else errors are problem details (RFC 9457)."""
@@ -53,6 +57,9 @@ def create_app(service: NodeService) -> FastAPI:
     )
     app.include_router(cni_router(service))
     app.include_router(view_router(service))
+    app.include_router(operator_router(service))
+    app.include_router(event_router(service))
+    app.add_middleware(Door)
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_invalid_parameters)

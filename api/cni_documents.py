@@ -85,7 +85,7 @@ class CniErrorObject(_Document):
     cniVersion: str  # noqa: N815 - the spec's spelling
     code: int
     """1 version, 3 unknown container, 4 environment, 6 undecodable, 7 network configuration, 11 try again later, 50 and
-    51 not available, 101 superseded, 102 drifted, 103 the kernel refused, 999 bug."""
+    51 not available, 101 superseded, 102 drifted, 103 the kernel refused, 104 not root, 999 bug."""
     msg: str
     details: str | None = None
 
@@ -123,6 +123,10 @@ _ERRORS: dict[int, tuple[str, dict[str, Any]]] = {
     400: (
         "The request can never succeed as it is.",
         {"cniVersion": "1.0.0", "code": 4, "msg": "CNI_IFNAME is malformed", "details": "'eth/0'"},
+    ),
+    403: (
+        "The caller is not root, or asks on the readers' socket.",
+        {"cniVersion": "1.1.0", "code": 104, "msg": "POST is for root only, and this is user 1000"},
     ),
     404: (
         "The container is not attached.",

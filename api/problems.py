@@ -33,6 +33,8 @@ class CniCode(IntEnum):
     """CHECK: the kernel differs from what ADD made."""
     KERNEL_REFUSED = 103
     """The kernel did not take a change; what had been done is undone. Asking again may help."""
+    FORBIDDEN = 104
+    """The caller is not root. Changing anything is for root alone."""
     INTERNAL = 999
 
 
@@ -41,6 +43,7 @@ _STATUS: Mapping[int, int] = {
     CniCode.SUPERSEDED: 409,
     CniCode.DRIFTED: 409,
     CniCode.KERNEL_REFUSED: 503,
+    CniCode.FORBIDDEN: 403,
     CniCode.TRY_AGAIN_LATER: 503,
     CniCode.NOT_AVAILABLE: 503,
     CniCode.LIMITED_CONNECTIVITY: 503,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +13,11 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
+
+
+def shown(example: dict[str, Any]) -> ConfigDict:
+    """The configuration of a view with an example for the document."""
+    return ConfigDict(json_schema_extra={"example": example})
 
 
 class View(BaseModel):
@@ -75,6 +80,25 @@ class PoolEniView(View):
 class PoolView(View):
     """The pool of pod addresses by state and by ENI."""
 
+    model_config = shown(
+        {
+            "counts": {"free_count": 1, "held_count": 1},
+            "waiter_count": 0,
+            "enis": [
+                {
+                    "eni_id": "eni-0123456789abcdef0",
+                    "counts": {"free_count": 1, "held_count": 1},
+                    "addresses": [
+                        {"address": "10.0.1.9", "state": "held"},
+                        {"address": "10.0.1.10", "state": "free"},
+                    ],
+                }
+            ],
+            "reason": "as it should be: 1 free",
+            "conditions": [],
+        }
+    )
+
     counts: AddressCounts
     """The sum over all ENIs."""
     waiter_count: Count
@@ -88,6 +112,23 @@ class PoolView(View):
 
 class EniView(View):
     """A network interface attached to this node."""
+
+    model_config = shown(
+        {
+            "eni_id": "eni-0123456789abcdef0",
+            "mac": "0e:00:0a:00:01:05",
+            "card": 0,
+            "device": 0,
+            "subnet_id": "subnet-0123456789abcdef0",
+            "subnet_cidr": "10.0.1.0/24",
+            "primary_address": "10.0.1.5",
+            "table_id": 254,
+            "managed": True,
+            "slot_count": 9,
+            "blocks": ["10.0.1.9/32", "10.0.1.16/28"],
+            "counts": {"free_count": 16, "held_count": 1},
+        }
+    )
 
     eni_id: str
     mac: str
@@ -113,6 +154,19 @@ class EniView(View):
 class AllocationView(View):
     """An attachment and the addresses it holds."""
 
+    model_config = shown(
+        {
+            "addresses": ["10.0.1.9"],
+            "eni_id": "eni-0123456789abcdef0",
+            "container_id": "3f5a9c0e7d",
+            "ifname": "eth0",
+            "namespace": "default",
+            "pod": "web-0",
+            "host_ifname": "eni2b7c0f3a1d4",
+            "since": "2026-11-24T09:30:00Z",
+        }
+    )
+
     addresses: list[Address]
     eni_id: str
     container_id: str
@@ -126,6 +180,8 @@ class AllocationView(View):
     """The pod's uid in Kubernetes; empty while Kubernetes is not known, or does not know the pod."""
     host_ifname: str
     """The host's end of the veth pair; empty while it is being made."""
+    since: datetime
+    """When it got its address; when the agent started, for one that was there already."""
 
 
 class LoopView(View):
@@ -141,6 +197,13 @@ class LoopView(View):
 
 class HealthView(View):
     """Liveness. `healthy` is false only when a restart would help."""
+
+    model_config = shown(
+        {
+            "healthy": True,
+            "loops": [{"name": "pool", "healthy": True, "seconds_since_good_turn_s": 1.5, "reason": ""}],
+        }
+    )
 
     healthy: bool
     loops: list[LoopView]
@@ -168,6 +231,21 @@ class StageView(View):
 
 class StartupView(View):
     """Readiness, stage by stage, in the order they run."""
+
+    model_config = shown(
+        {
+            "ready": False,
+            "stages": [
+                {"name": "identity", "state": "done", "since": "2026-11-24T09:30:00Z", "reason": ""},
+                {
+                    "name": "addresses",
+                    "state": "failed",
+                    "since": "2026-11-24T09:30:01Z",
+                    "reason": "iam_denied: ec2:DescribeNetworkInterfaces is not allowed",
+                },
+            ],
+        }
+    )
 
     ready: bool
     """True once ADD can be served."""

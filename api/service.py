@@ -11,6 +11,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol
 
+from api.operators import Operators
 from api.schemas import AllocationView, EniView, HealthView, PoolView, StartupView
 
 Address = IPv4Address | IPv6Address
@@ -102,7 +103,7 @@ class AddResult:
     mtu: int
 
 
-class NodeService(Protocol):
+class NodeService(Operators, Protocol):
     """The node agent as the API sees it.
 
     The CNI methods raise `api.problems.CniError` for every expected failure; the others raise `api.problems.Problem`.

@@ -36,17 +36,29 @@ def view_router(service: NodeService) -> APIRouter:
     """The routes, bound to `service`."""
     router = APIRouter(tags=["node"], responses={"default": problem_response("Any other problem (RFC 9457).")})
 
-    @router.get("/v1/pool", summary="The pool by state and by ENI")
+    @router.get(
+        "/v1/pool",
+        summary="The pool by state and by ENI",
+        description="Every address EC2 granted to this node and its state, what waits for one, and what keeps the pool "
+        "from its targets. Empty while the agent starts.",
+    )
     async def pool() -> PoolView:
         return service.pool()
 
-    @router.get("/v1/enis", summary="The ENIs of this node")
+    @router.get(
+        "/v1/enis",
+        summary="The ENIs of this node",
+        description="Every network interface attached to the instance, primary first; those of others are counted and "
+        "never touched. Empty while the agent starts.",
+    )
     async def enis() -> list[EniView]:
         return service.enis()
 
     @router.get(
         "/v1/allocations",
         summary="Who holds which address",
+        description="Every pod interface attached on this node with its addresses, ordered by address. Each parameter "
+        "narrows the answer. Empty while the agent starts.",
         responses={422: problem_response("A parameter is unknown or malformed.")},
     )
     async def allocations(query: Annotated[AllocationQuery, Query()]) -> list[AllocationView]:
@@ -55,6 +67,8 @@ def view_router(service: NodeService) -> APIRouter:
     @router.get(
         "/v1/health",
         summary="Liveness",
+        description="For a liveness probe: 503 only when a restart would help. Loops that fail are named; they are "
+        "tried again and do not make the agent unhealthy.",
         responses={503: {"model": HealthView, "description": "A restart would help."}},
     )
     async def health(response: Response) -> HealthView:
@@ -65,6 +79,8 @@ def view_router(service: NodeService) -> APIRouter:
     @router.get(
         "/v1/startup",
         summary="Readiness, stage by stage",
+        description="For a readiness or startup probe: 503 until ADD can be served. A stage that fails says why, and "
+        "is tried again by itself.",
         responses={503: {"model": StartupView, "description": "Not ready yet; the stages say why."}},
     )
     async def startup(response: Response) -> StartupView:

@@ -25,6 +25,11 @@ the two minutes that kubelet gives the runtime."""
 MAX_STDIN_BYTES = 1_000_000
 """The agent takes 1 MiB for the whole request."""
 
+FAILURE_LOG_SUFFIX = b".shim-log"
+MAX_FAILURE_LOG_BYTES = 65536
+"""The agent cannot log what does not reach it: a failure leaves a line beside its socket, which it reads later.
+Bounded, because a runtime may try for ever."""
+
 INVALID_ENVIRONMENT = 4
 IO_FAILURE = 5
 UNDECODABLE = 6
@@ -50,7 +55,7 @@ def run() -> None:
 
     def give_up(_number: int, _frame: object) -> None:
         # Leaves from wherever the alarm rings: raising could hit a handler of another exception.
-        _leave(1, error_object(TRY_AGAIN_LATER, "the node agent did not answer in time", stdin))
+        _fail(TRY_AGAIN_LATER, "the node agent did not answer in time", stdin)
 
     try:
         # With standard output closed the agent's socket would get its number, and the answer would go to the agent.
@@ -69,9 +74,9 @@ def run() -> None:
         status, body = _ask(environ.get(b"ENOKI_SOCKET") or DEFAULT_SOCKET, command, request)
         _leave(0 if 200 <= status < 300 else 1, body)
     except Failure as failure:
-        _leave(1, error_object(failure.code, failure.msg, stdin))
+        _fail(failure.code, failure.msg, stdin)
     except Exception as bug:  # noqa: BLE001 - the runtime must read an error object, not a traceback
-        _leave(1, error_object(INTERNAL, f"the plugin failed: {bug!r}", stdin))
+        _fail(INTERNAL, f"the plugin failed: {bug!r}", stdin)
 
 
 def build_request(command: bytes, environ: dict[bytes, bytes], stdin: bytes, request_id: bytes) -> bytes:
@@ -213,6 +218,41 @@ def _escaped(environ: dict[bytes, bytes], name: bytes) -> bytes:
         return value.decode("utf-8").translate(_ESCAPES).encode()
     except UnicodeDecodeError as error:
         raise Failure(INVALID_ENVIRONMENT, f"{name.decode()} is not UTF-8") from error
+
+
+def failure_line(code: int, msg: str, environ: dict[bytes, bytes]) -> bytes:
+    """What the agent is told later: one JSON object and a line feed. Of bounded length: 512 bytes of each text."""
+
+    def said(text: bytes) -> bytes:
+        return text[:512].decode("utf-8", "replace").translate(_ESCAPES).encode()
+
+    return b'{"command":"%s","container_id":"%s","ifname":"%s","args":"%s","code":"%d","message":"%s"}\n' % (
+        said(environ.get(b"CNI_COMMAND", b"")),
+        said(environ.get(b"CNI_CONTAINERID", b"")),
+        said(environ.get(b"CNI_IFNAME", b"")),
+        said(environ.get(b"CNI_ARGS", b"")),
+        code,
+        said(msg.encode("utf-8", "replace")),
+    )
+
+
+def _fail(code: int, msg: str, stdin: bytes) -> None:
+    environ = posix.environ
+    if environ.get(b"CNI_COMMAND") == b"STATUS":
+        # The runtime asks every few seconds, and reads the answer itself.
+        _leave(1, error_object(code, msg, stdin))
+    path = (environ.get(b"ENOKI_SOCKET") or DEFAULT_SOCKET) + FAILURE_LOG_SUFFIX
+    try:
+        # O_NOFOLLOW: the directory is root's, but a setting may point anywhere. One write of one line is atomic enough.
+        file = posix.open(
+            path, posix.O_WRONLY | posix.O_APPEND | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600
+        )
+        if posix.fstat(file).st_size < MAX_FAILURE_LOG_BYTES:
+            posix.write(file, failure_line(code, msg, environ))
+    except (OSError, ValueError):
+        # No directory, no room: the runtime is told all the same.
+        pass
+    _leave(1, error_object(code, msg, stdin))
 
 
 def _leave(status: int, output: bytes) -> None:

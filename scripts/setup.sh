@@ -59,3 +59,4 @@ venv_from requirements-awscli.lock .venv-awscli
 site="$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 [ "$(cat "$site/enoki.pth" 2>/dev/null)" = "$PWD" ] || echo "$PWD" > "$site/enoki.pth"
 [ -e .venv/bin/enoki ] || ln -sfn ../../bin/enoki .venv/bin/enoki
+[ -e .venv/bin/enokictl ] || ln -sfn ../../bin/enokictl .venv/bin/enokictl

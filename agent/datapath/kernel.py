@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final, ParamSpec, TypeVar
 
-from agent.datapath import compare, conntrack, enis, names, pods, seen, shaping, sysctls
+from agent.datapath import compare, conntrack, enis, names, pods, seen, shaping, sysctls, trace
 from agent.datapath.cooling import CoolingSet
 from agent.datapath.damping import Damping
 from agent.datapath.desired import (
@@ -39,7 +39,7 @@ from agent.datapath.policy import DatapathPolicy
 from agent.datapath.threads import DEADLINE_S, KernelThreads
 from agent.errors import Cause, InvalidRequest, KernelFailed
 from agent.ipam.model import Address, AttachmentKey, Eni, Instance, Mac
-from agent.ports import AttachmentSeen, KernelSeen, PodWiring, PortMapping, Repair, Transport, Wired
+from agent.ports import AttachmentSeen, KernelSeen, PathSeen, PodWiring, PortMapping, Repair, Transport, Wired
 
 _log = logging.getLogger(__name__)
 
@@ -176,6 +176,12 @@ class KernelDatapath:
 
     async def discard_link(self, host_ifname: str) -> None:
         await self._threads.with_route(f"deleting {host_ifname}", pods.discard, host_ifname)
+
+    async def trace(self, host_ifname: str, source: Address, destination: Address) -> PathSeen:
+        """See `agent.ports.PathTracer`."""
+        what = f"tracing {source} to {destination}"
+        table = await self._threads.nftables(what, trace.read_table)
+        return await self._threads.with_route(what, trace.trace, table, host_ifname, source, destination)
 
     def subscribe(self, wake: Callable[[], None]) -> None:
         self._monitor.subscribe(wake)

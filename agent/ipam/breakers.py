@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.errors import AgentError
+from agent.events.model import Kind, Publish, Scalar, publish_nowhere
 from agent.ipam.trouble import Trouble, longest_wait_s
 from agent.runtime.log import event_logger
 
@@ -25,9 +26,12 @@ class Breakers:
     that nodes which failed together do not come back together; a tenth of it is certain, so that no try is immediate.
     """
 
-    def __init__(self, *, clock: Callable[[], float], draw: Callable[[], float]) -> None:
+    def __init__(
+        self, *, clock: Callable[[], float], draw: Callable[[], float], publish: Publish = publish_nowhere
+    ) -> None:
         self._clock = clock
         self._draw = draw
+        self._publish = publish
         self._troubles: dict[str, Trouble] = {}
 
     def trip(self, scope: str, error: AgentError) -> None:
@@ -47,12 +51,17 @@ class Breakers:
             log.warning(
                 "pool_degraded", scope=scope, cause=error.cause, error=error.message, next_try_s=round(wait_s, 3)
             )
+            told: dict[str, Scalar] = {"scope": scope, "cause": str(error.cause), "message": error.message}
+            self._publish(Kind.POOL_DEGRADED, **error.evidence | told, next_try_s=round(wait_s, 3))
 
     def reset(self, scope: str) -> None:
         """Note a success."""
         trouble = self._troubles.pop(scope, None)
         if trouble is not None:
             log.info("pool_recovered", scope=scope, cause=trouble.error.cause, failures=trouble.failure_count)
+            self._publish(
+                Kind.POOL_RECOVERED, scope=scope, cause=str(trouble.error.cause), failures=trouble.failure_count
+            )
 
     def is_open(self, scope: str) -> bool:
         """No try before its time."""

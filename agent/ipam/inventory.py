@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from agent.ipam.changes import AddressChanged, Change, EniChanged, EniEvent, tell_nobody
 from agent.ipam.lifecycle import AddressEvent, after
 from agent.ipam.model import (
     Address,
@@ -66,6 +67,8 @@ class Inventory:
         self._records: dict[EniId, Record] = {}
         self._given_back: dict[Address | EniId, float] = {}
         self._counts: Counter[AddressState] = Counter()
+        self.tell: Callable[[Change], None] = tell_nobody
+        """Called after each change; must be quick, must not fail, must not change anything here."""
 
     # ---- looking
 
@@ -125,13 +128,24 @@ class Inventory:
 
         Raises: IllegalMove when the lifecycle has no such move; nothing has changed then.
         """
-        target = after(entry.address, entry.state, event)
+        before = entry.state
+        target = after(entry.address, before, event)
         self._unfile(entry)
         entry.state, entry.since_s, entry.doubted_s = target, now_s, None
         if target is None:
             del self._entries[entry.address]
         else:
             self._file(entry)
+        self.tell(
+            AddressChanged(
+                address=entry.address,
+                eni_id=entry.eni_id,
+                before=before,
+                after=target,
+                event=event,
+                holders=entry.holders,
+            )
+        )
 
     def adopt(self, address: Address, holder: Holder, now_s: float) -> None:
         """Enter an address which somebody holds but EC2 has never listed."""
@@ -163,6 +177,7 @@ class Inventory:
         self._given_back.pop(eni.eni_id, None)
         record = self._records.setdefault(eni.eni_id, Record(eni=eni, since_s=now_s))
         record.eni, record.granted_s = eni, now_s
+        self._tell_eni(eni.eni_id, EniEvent.CREATED)
         if serves_pods(eni):
             self.granted(eni.eni_id, eni.blocks, now_s)
 
@@ -171,6 +186,7 @@ class Inventory:
         record = self._records.get(eni_id)
         if record is not None:
             record.table_id = table_id
+            self._tell_eni(eni_id, EniEvent.READY)
 
     # ---- what EC2 takes back
 
@@ -214,6 +230,7 @@ class Inventory:
         if busy or record.eni.is_primary or not serves_pods(record.eni):
             raise ValueError(f"ENI {eni_id} must not be released: in use are {busy}")
         record.leaving = True
+        self._tell_eni(eni_id, EniEvent.LEAVING)
         for address in tuple(record.buckets[AddressState.FREE]):
             self.move(self._entries[address], AddressEvent.RETIRE, now_s)
 
@@ -223,6 +240,7 @@ class Inventory:
         for entry in self.entries():
             if entry.eni_id == eni_id and not entry.holders:
                 self.move(entry, AddressEvent.VANISH, now_s)
+        self._tell_eni(eni_id, EniEvent.GONE)
         self._records.pop(eni_id, None)
 
     def eni_doubted(self, eni_id: EniId, now_s: float) -> None:
@@ -231,6 +249,7 @@ class Inventory:
         if record is not None:
             record.leaving = False
             record.table_id = None
+            self._tell_eni(eni_id, EniEvent.STAYED)
         self._doubt([entry.address for entry in self.entries() if entry.eni_id == eni_id], now_s)
 
     # ---- what EC2 lists
@@ -245,7 +264,10 @@ class Inventory:
         self._given_back = {item: at_s for item, at_s in self._given_back.items() if now_s - at_s < CONSISTENCY_S}
         current = [eni for eni in enis if eni.eni_id not in self._given_back]
         for eni in current:
+            is_new = eni.eni_id not in self._records
             self._records.setdefault(eni.eni_id, Record(eni=eni, since_s=now_s)).eni = eni
+            if is_new:
+                self._tell_eni(eni.eni_id, EniEvent.SEEN)
         listed_at = {
             address: (eni.eni_id, block)
             for eni in current
@@ -261,6 +283,7 @@ class Inventory:
         for eni_id, record in tuple(self._records.items()):
             recent = now_s - record.granted_s < CONSISTENCY_S or any(record.buckets.values())
             if eni_id not in seen and not recent:
+                self._tell_eni(eni_id, EniEvent.GONE)
                 del self._records[eni_id]
         return tuple(findings)
 
@@ -297,6 +320,11 @@ class Inventory:
     def _doubt(self, addresses: Iterable[Address], now_s: float) -> None:
         for entry in self._retiring(addresses):
             entry.doubted_s = now_s
+
+    def _tell_eni(self, eni_id: EniId, event: EniEvent) -> None:
+        record = self._records.get(eni_id)
+        device, table_id = (None, None) if record is None else (record.eni.device, record.table_id)
+        self.tell(EniChanged(eni_id=eni_id, event=event, device=device, table_id=table_id))
 
     def _retiring(self, addresses: Iterable[Address]) -> Iterator[Entry]:
         """The entries among `addresses` that are still on their way back; somebody else may have been faster."""

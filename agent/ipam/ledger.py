@@ -87,11 +87,13 @@ class Ledger:
         released: list[Address] = []
         for address in attachment.addresses:
             entry = self._entry(address)
-            entry.holders = tuple(holder for holder in entry.holders if holder.key != key)
-            if not entry.holders:
+            left = tuple(holder for holder in entry.holders if holder.key != key)
+            if not left:
+                # Before its holder is forgotten: whoever listens is told who let it go.
                 self.inventory.move(entry, AddressEvent.RELEASE, now_s)
                 self._cool_until(entry, now_s + cooldown_s)
                 released.append(address)
+            entry.holders = left
         return tuple(released)
 
     def adopt(self, holder: Holder, addresses: Sequence[Address], now_s: float) -> tuple[Finding, ...]:

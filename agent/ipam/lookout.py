@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 
 from agent.errors import AgentError, Cause, CloudLimit
+from agent.events.model import Kind, Publish, publish_nowhere
 from agent.ipam.breakers import Breakers
 from agent.ipam.ledger import Ledger
 from agent.ipam.model import AddressState, BlockKind, Finding, Subnet, SubnetId
@@ -41,8 +42,17 @@ SCARCE_S = 600.0
 class Lookout:
     """What EC2 said last, and when to ask again. Errors open breakers; nothing here raises an AgentError."""
 
-    def __init__(self, *, cloud: Cloud, ledger: Ledger, breakers: Breakers, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        *,
+        cloud: Cloud,
+        ledger: Ledger,
+        breakers: Breakers,
+        clock: Callable[[], float],
+        publish: Publish = publish_nowhere,
+    ) -> None:
         self._cloud = cloud
+        self._publish = publish
         self._ledger = ledger
         self._breakers = breakers
         self._clock = clock
@@ -105,6 +115,9 @@ class Lookout:
         findings = self._ledger.observe_enis(enis, self.described_s)
         for finding in findings:
             log.warning("finding", kind=finding.kind, message=finding.message, **finding.evidence)
+            self._publish(
+                Kind.FINDING, **{**finding.evidence, "finding": str(finding.kind), "message": finding.message}
+            )
         self.findings.extend(findings)
         if self._doubt_count == doubts_before:
             # Otherwise a doubt came up while EC2 answered: this answer does not settle it.

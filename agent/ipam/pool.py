@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from agent.errors import AgentError, CloudFailed, TryAgain
+from agent.events.model import Publish, publish_nowhere
 from agent.ipam.account import account
 from agent.ipam.breakers import Breakers
 from agent.ipam.demand import DemandHistory
@@ -44,6 +45,7 @@ class PoolView:
     reason: of the last plan, with its numbers.
     short_count: addresses the last plan was short of.
     failure: what has kept the pool from doing its work for the longest time, with the time to the next try; or None.
+    troubles: everything that fails, what has lasted longest first.
     in_flight: what is being done, each with its reason.
     findings: the latest disagreements between kernel and EC2, oldest first.
     described_s_ago: age of the last describe of ENIs.
@@ -55,6 +57,7 @@ class PoolView:
     reason: str
     short_count: int
     failure: AgentError | None
+    troubles: tuple[Trouble, ...]
     in_flight: tuple[Action, ...]
     findings: tuple[Finding, ...]
     described_s_ago: float
@@ -64,9 +67,10 @@ class Pool:
     """The pool of one node. Make it right after a describe, with the ledger that came of it (`recovery.recover`).
 
     wake: asks the loop that runs `step` for a turn. clock: monotonic seconds. draw: random numbers in [0, 1).
+    publish: told when something begins to fail or works again, and of findings.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of a pool
         self,
         *,
         cloud: Cloud,
@@ -77,6 +81,7 @@ class Pool:
         clock: Callable[[], float],
         wake: Callable[[], None],
         draw: Callable[[], float] = random.random,
+        publish: Publish = publish_nowhere,
     ) -> None:
         self._ledger = ledger
         self._limits = limits
@@ -86,8 +91,8 @@ class Pool:
         self._surroundings = Surroundings()
         self._waiters = Waiters()
         self._demand = DemandHistory(max(policy.settle_addresses_s, policy.settle_enis_s), clock())
-        self._breakers = Breakers(clock=clock, draw=draw)
-        self._lookout = Lookout(cloud=cloud, ledger=ledger, breakers=self._breakers, clock=clock)
+        self._breakers = Breakers(clock=clock, draw=draw, publish=publish)
+        self._lookout = Lookout(cloud=cloud, ledger=ledger, breakers=self._breakers, clock=clock, publish=publish)
         self._executor = Executor(
             cloud=cloud,
             datapath=datapath,
@@ -197,7 +202,8 @@ class Pool:
             waiter_count=len(self._waiters),
             reason=self._latest.reason,
             short_count=self._latest.short_count,
-            failure=_as_failure(troubles[0], now_s) if troubles else None,
+            failure=as_failure(troubles[0], now_s) if troubles else None,
+            troubles=troubles,
             in_flight=self._executor.in_flight,
             findings=tuple(self._lookout.findings),
             described_s_ago=now_s - self._lookout.described_s,
@@ -275,7 +281,8 @@ class Pool:
         return max(0.0, min(time_s for time_s in times_s if time_s is not None) - now_s)
 
 
-def _as_failure(trouble: Trouble, now_s: float) -> AgentError:
+def as_failure(trouble: Trouble, now_s: float) -> AgentError:
+    """A trouble as whoever asks reads it: with its scope, its count, and the seconds to the next try."""
     return CloudFailed(
         trouble.error.cause,
         trouble.error.message,

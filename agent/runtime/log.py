@@ -10,13 +10,45 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
 from typing import TextIO
 
 _request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+
+MAX_FILE_BYTES = 16 * 1024 * 1024
+OLD_FILE_COUNT = 3
+"""The log file and its predecessors: 64 MiB together."""
+RECENT_LINE_COUNT = 2000
+RECENT_LINE_CHARS = 2000
+"""Lines kept in memory, and the longest that is: 4 MiB at most, a fraction of it in practice."""
+
+
+class RecentLines(logging.Handler):
+    """The latest lines, in memory, for whoever asks the agent for one pod's story."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: deque[str] = deque(maxlen=RECENT_LINE_COUNT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record)
+        if len(line) <= RECENT_LINE_CHARS:
+            self._lines.append(line)
+
+    def lines(self) -> tuple[str, ...]:
+        """JSON objects, oldest first."""
+        return tuple(self._lines)
+
+
+recent = RecentLines()
+"""Of this process; fed from `configure_logging` on."""
 
 
 @contextmanager
@@ -77,6 +109,13 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One JSON object, without a line break."""
+        # The handlers of one process share the work; the text does not depend on them.
+        text: str | None = getattr(record, "json_line", None)
+        if text is None:
+            text = record.json_line = self._render(record)
+        return text
+
+    def _render(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
             "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -92,13 +131,37 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def configure_logging(level: str = "info", stream: TextIO | None = None) -> None:
+def configure_logging(level: str = "info", stream: TextIO | None = None, *, file: Path | None = None) -> None:
     """Send everything from `level` on to `stream` (stderr by default) as JSON lines. Replaces earlier handlers.
 
     level: debug, info, warning or error.
+    file: where the lines go as well, rotated at `MAX_FILE_BYTES`. A file that cannot be opened is a warning in the log.
     """
-    handler = logging.StreamHandler(sys.stderr if stream is None else stream)
-    handler.setFormatter(JsonFormatter())
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr if stream is None else stream), recent]
+    problem = ""
+    if file is not None:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handlers.append(RotatingFileHandler(file, maxBytes=MAX_FILE_BYTES, backupCount=OLD_FILE_COUNT))
+        except OSError as exc:
+            problem = str(exc)
+    for handler in handlers:
+        handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    for replaced in root.handlers:
+        if isinstance(replaced, RotatingFileHandler):
+            replaced.close()
+    root.handlers[:] = handlers
     root.setLevel(level.upper())
+    if problem:
+        event_logger(__name__).warning("log_file_unusable", file=str(file), error=problem)
+
+
+def current_level() -> str:
+    """The least severe level that is logged, in lower case: debug, info, warning, error or critical."""
+    return logging.getLevelName(logging.getLogger().level).lower()
+
+
+def set_level(level: str) -> None:
+    """Change it now. level: as for `configure_logging`."""
+    logging.getLogger().setLevel(level.upper())

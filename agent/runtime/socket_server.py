@@ -11,6 +11,8 @@ from typing import Any
 
 import uvicorn
 
+from agent.runtime.connection import Connection, ReaderConnection
+
 KEEP_ALIVE_S = 5
 """How long an idle connection stays open; clients are local and short-lived."""
 
@@ -22,17 +24,27 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(app: Any, sock: socket.socket, *, drain_s: float = 5.0) -> None:
+async def serve(
+    app: Any,
+    sock: socket.socket,
+    *,
+    drain_s: float = 5.0,
+    read_only: bool = False,
+    max_connections: int | None = None,
+) -> None:
     """Serve the ASGI `app` on `sock` until cancelled; then stop accepting and let requests in flight finish.
 
     drain_s: how long requests in flight may take after that, rounded up to whole seconds; then they are cancelled.
+    read_only: says so to the app, see `connection.READ_ONLY`.
+    max_connections: what comes beyond is answered with 503.
     Uses httptools for parsing and whatever event loop is running. Closes `sock`.
 
     Cancel: drains first, then raises CancelledError. A second cancellation is ignored: the drain has its own deadline.
     """
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=ReaderConnection if read_only else Connection,
+        limit_concurrency=max_connections,
         ws="none",
         lifespan="off",
         access_log=False,

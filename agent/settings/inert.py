@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-# One line per name, so that features can take theirs out side by side. Where the published manifest sends the logs is
-# nobody's wish; ours go to stderr.
+# One line per name, so that features can take theirs out side by side. Where the published manifest sends the shim's
+# log is nobody's wish; ours go to the agent's log.
 _INERT = {
     "AWS_EC2_ENDPOINT": "",
     "AWS_VPC_K8S_CNI_BACKING_STORE": "",
-    "AWS_VPC_K8S_CNI_LOG_FILE": "stderr /host/var/log/aws-routed-eni/ipamd.log",
     "AWS_VPC_K8S_PLUGIN_LOG_FILE": "stderr /var/log/aws-routed-eni/plugin.log",
     "AWS_VPC_K8S_PLUGIN_LOG_LEVEL": "debug info",
-    "DISABLE_INTROSPECTION": "true",
-    "DISABLE_METRICS": "true",
     "DISABLE_POD_V6": "false",
     "DISABLE_TCP_EARLY_DEMUX": "false",
     "ENABLE_BANDWIDTH_PLUGIN": "false",
@@ -23,7 +20,6 @@ _INERT = {
     "ENABLE_V4_EGRESS": "true false",  # the AWS plugin reads it in IPv6 clusters only
     "ENABLE_V6_EGRESS": "false",
     "HTTP_TIMEOUT": "",
-    "INTROSPECTION_BIND_ADDRESS": "",
     "NETWORK_POLICY_ENFORCING_MODE": "none",
     "POD_SECURITY_GROUP_ENFORCING_MODE": "strict",
 }

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 
 from agent.datapath import layout
@@ -133,6 +133,22 @@ def _socket_path(text: str) -> Path:
     return Path(text)
 
 
+def _log_file(text: str) -> Path | None:
+    # The AWS plugin's two words for "no file".
+    return None if text.lower() in {"stderr", "stdout"} else _absolute_path(text)
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not 1 <= _integer(port) <= 65535:
+        raise ValueError(text)
+    return str(ip_address(host.removeprefix("[").removesuffix("]"))), _integer(port)
+
+
+def _or_unset(kind: Kind) -> Kind:
+    return Kind(parse=lambda text: kind.parse(text) if text else None, allowed=kind.allowed)
+
+
 BOOLEAN = Kind(parse=boolean, allowed="true or false")
 COUNT = integers(0, 10_000)
 SECONDS = integers(0, 86_400)
@@ -167,6 +183,10 @@ DIRECTORY = Kind(parse=_absolute_path, allowed="an absolute path")
 DIRECTORY_OR_UNSET = Kind(parse=lambda text: DIRECTORY.parse(text) if text else None, allowed=DIRECTORY.allowed)
 CNI_VERSION = _matching("0\\.4\\.0|1\\.0\\.0", "0.4.0 or 1.0.0")
 SOCKET_PATH = Kind(parse=_socket_path, allowed="an absolute path of at most 107 bytes")
+DIRECTORY_OR_UNSET = _or_unset(DIRECTORY)
+SOCKET_PATH_OR_UNSET = _or_unset(SOCKET_PATH)
+LOG_FILE = Kind(parse=_log_file, allowed="stderr, stdout or an absolute path")
+HOST_AND_PORT = Kind(parse=_host_and_port, allowed="an IP address, a colon and a port from 1 to 65535")
 LOG_LEVEL = Kind(
     parse=lambda text: LogLevel(text.upper()), allowed="debug, info, warn, error or fatal, in upper or lower case"
 )

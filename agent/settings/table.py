@@ -25,7 +25,9 @@ from agent.settings.kinds import (
     DNS_NAME,
     FILE_OR_UNSET,
     HOST,
+    HOST_AND_PORT,
     LABEL_KEY,
+    LOG_FILE,
     LOG_LEVEL,
     MAX_ENI,
     MTU,
@@ -35,6 +37,7 @@ from agent.settings.kinds import (
     RANDOMIZE_SNAT,
     SECONDS,
     SOCKET_PATH,
+    SOCKET_PATH_OR_UNSET,
     TAGS,
     URL,
     URL_OR_UNSET,
@@ -312,6 +315,45 @@ class Settings:
         LogLevel,
         Setting("AWS_VPC_K8S_CNI_LOGLEVEL", LOG_LEVEL, default="info"),
         "The least severe lines to log. (The AWS plugin's default is debug.)",
+    ]
+    log_file: Annotated[
+        Path | None,
+        Setting("AWS_VPC_K8S_CNI_LOG_FILE", LOG_FILE, default="stderr"),
+        "Where the log goes beside standard error: a file, rotated at 16 MiB, three old ones kept.",
+    ]
+    # For operators
+    event_log_directory: Annotated[
+        Path | None,
+        Setting("ENOKI_EVENT_LOG_DIRECTORY", DIRECTORY_OR_UNSET, default=""),
+        "A directory to write events to, at most 8 MiB, so that `/v1/history` reaches further back than memory. "
+        "Unset: memory only. Nothing the agent decides depends on it.",
+    ]
+    readers_socket: Annotated[
+        Path | None,
+        Setting("ENOKI_READERS_SOCKET", SOCKET_PATH_OR_UNSET, default=""),
+        "A second Unix socket, mode 0660, on which nothing can be changed. Unset: there is none.",
+    ]
+    readers_group_id: Annotated[
+        int,
+        Setting("ENOKI_READERS_GROUP_ID", integers(0, 2**32 - 2), default="0"),
+        "Number of the group that may open `ENOKI_READERS_SOCKET`.",
+    ]
+    disable_introspection: Annotated[
+        bool,
+        Setting("DISABLE_INTROSPECTION", BOOLEAN, default="true"),
+        "false: answer on `INTROSPECTION_BIND_ADDRESS` in the AWS plugin's JSON shape. (That plugin's default is "
+        "false.)",
+    ]
+    introspection_address: Annotated[
+        tuple[str, int],
+        Setting("INTROSPECTION_BIND_ADDRESS", HOST_AND_PORT, default="127.0.0.1:61679"),
+        "Address and port of that. Whoever reaches it can read which pod has which address.",
+    ]
+    disable_metrics: Annotated[
+        bool,
+        Setting("DISABLE_METRICS", BOOLEAN, default="true"),
+        "false: serve metrics on TCP port 61678 of every address of the node, as the AWS plugin does. (That plugin's "
+        "default is false.) The Unix socket serves `/metrics` in any case.",
     ]
     provenance: Mapping[str, Provenance] = field(repr=False)
     notices: tuple[str, ...] = ()

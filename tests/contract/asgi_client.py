@@ -57,6 +57,7 @@ async def request(app: FastAPI, method: str, target: str, body: bytes = b"", *, 
         "headers": [(b"host", b"localhost")],
         "client": None,
         "server": None,
+        "enoki.peer": (1, 0, 0),
     }
     await app(scope, receive, send)
     return status, headers, b"".join(parts)

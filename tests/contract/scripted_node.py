@@ -34,6 +34,7 @@ from api.schemas import (
     StartupView,
 )
 from api.service import AddResult, Attachment, CniCall, NodeService
+from tests.contract.scripted_operators import AT, ScriptedOperators
 
 WAIT_S = 10.0
 """For whatever a test waits for; reached only when it fails."""
@@ -47,13 +48,15 @@ ALLOCATION = AllocationView(
     namespace="default",
     pod="web-0",
     host_ifname="eni2b7c0f3a1d4",
+    since=AT,
 )
 
 
-class ScriptedNode:
+class ScriptedNode(ScriptedOperators):
     """Records every call; fails with `failure` when that is set; parks ADD while `hold_adds` is set."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.calls: list[CniCall] = []
         self.valid: frozenset[Attachment] = frozenset()
         self.failure: Exception | None = None

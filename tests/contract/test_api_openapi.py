@@ -57,10 +57,33 @@ def test_every_example_obeys_its_schema() -> None:
                 if "example" in content:
                     assert not problems_with_schema(content["example"], content["schema"])
                     checked += 1
-    assert checked == len(Verb) * 7 + 1
+    assert checked == len(Verb) * 8 + 2
 
 
 def test_every_code_is_documented() -> None:
     text = DOCUMENT["components"]["schemas"]["CniErrorObject"]["properties"]["code"]["description"]
     unused = {CniCode.FIELD_UNSUPPORTED, CniCode.IO_FAILED}
     assert all(str(code.value) in text for code in CniCode if code not in unused)
+
+
+def test_every_operation_explains_itself() -> None:
+    for path, operations in DOCUMENT["paths"].items():
+        for method, operation in operations.items():
+            assert operation["summary"], (method, path)
+            assert len(operation["description"]) > 60, (method, path)
+            assert operation["tags"], (method, path)
+            for parameter in operation.get("parameters", []):
+                assert parameter.get("description"), (method, path, parameter["name"])
+
+
+def test_every_answer_has_an_example_that_obeys_it() -> None:
+    schemas = DOCUMENT["components"]["schemas"]
+    for name, schema in schemas.items():
+        if "example" in schema:
+            assert not problems_with_schema(schema["example"], schema), name
+    for path, operations in DOCUMENT["paths"].items():
+        for method, operation in operations.items():
+            for kind, content in operation["responses"].get("200", {}).get("content", {}).items():
+                schema = content["schema"].get("items", content["schema"])
+                name = schema.get("$ref", "").rpartition("/")[2]
+                assert kind != "application/json" or "example" in content or "example" in schemas[name], (method, path)

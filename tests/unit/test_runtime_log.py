@@ -9,11 +9,22 @@ import logging
 from collections.abc import Iterator
 from datetime import datetime
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.runtime.log import bind_request, configure_logging, current_request_id, event_logger
+from agent.runtime.log import (
+    RECENT_LINE_CHARS,
+    RECENT_LINE_COUNT,
+    bind_request,
+    configure_logging,
+    current_level,
+    current_request_id,
+    event_logger,
+    recent,
+    set_level,
+)
 
 
 @pytest.fixture
@@ -90,3 +101,36 @@ def test_the_record_names_the_caller(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         event_logger("agent.x").info("here")
     assert caplog.records[0].funcName == "test_the_record_names_the_caller"
+
+
+def test_a_file_beside_stderr(stream: io.StringIO, tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "agent.log"
+    configure_logging("info", stream, file=file)
+    event_logger("agent.x").info("hello", count=1)
+    assert file.read_text() == stream.getvalue()
+    configure_logging("info", stream)  # closes it
+
+
+def test_a_file_that_cannot_be_is_a_warning(stream: io.StringIO, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    configure_logging("info", stream, file=tmp_path / "file" / "agent.log")
+    (line,) = lines(stream)
+    assert (line["event"], line["level"]) == ("log_file_unusable", "warning")
+
+
+def test_the_level_changes_at_run_time(stream: io.StringIO) -> None:
+    log = event_logger("agent.x")
+    log.debug("silent")
+    set_level("debug")
+    log.debug("heard")
+    assert current_level() == "debug"
+    assert [line["event"] for line in lines(stream)] == ["heard"]
+
+
+def test_the_latest_lines_are_remembered(stream: io.StringIO) -> None:
+    log = event_logger("agent.x")
+    for number in range(RECENT_LINE_COUNT + 5):
+        log.info("counted", number=number)
+    log.info("too_long", words="x" * RECENT_LINE_CHARS)
+    kept = [json.loads(line)["number"] for line in recent.lines()]
+    assert kept == list(range(5, RECENT_LINE_COUNT + 5))

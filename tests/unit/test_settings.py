@@ -63,6 +63,13 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         eni_config_annotation="k8s.amazonaws.com/eniConfig",
         eni_config_label="k8s.amazonaws.com/eniConfig",
         log_level=LogLevel.INFO,
+        log_file=None,
+        event_log_directory=None,
+        readers_socket=None,
+        readers_group_id=0,
+        disable_introspection=True,
+        introspection_address=("127.0.0.1", 61679),
+        disable_metrics=True,
         provenance={one.setting.name: Provenance.DEFAULT for one in documented()},
         notices=(),
     )

@@ -7,28 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
-from ipaddress import ip_network
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from agent.attachments import AttachRequest, stopping
 from agent.errors import AgentError, Cause, CloudFailed, Conflict, InvalidRequest, KernelFailed, TryAgain
-from agent.ipam.model import AddressView as OneAddress
-from agent.ipam.model import AttachmentKey, EniUsage, Holder
+from agent.events.model import Kind, Scalar
+from agent.ipam.model import AttachmentKey, Holder
+from agent.ipam.pool import as_failure
 from agent.node import Node, Parts
 from agent.ports import PortMapping, Shaping, Transport
-from agent.runtime.log import bind_request
+from agent.recorder import holder_fields
+from agent.runtime.log import bind_request, event_logger
 from agent.runtime.reconciler import Reconciler
+from agent.service.operators import AgentOperators, Desk
+from agent.service.views import condition, eni_view, pool_eni_view, sum_counts
 from api.problems import CniCode, CniError
 from api.schemas import (
     AddressCounts,
-    AddressStateName,
-    AddressView,
     AllocationView,
-    ConditionView,
     EniView,
     HealthView,
     LoopView,
-    PoolEniView,
     PoolView,
     StageState,
     StageView,
@@ -36,6 +36,8 @@ from api.schemas import (
 )
 from api.service import Address, AddResult, CniCall, RateLimit
 from api.service import Attachment as AttachmentId
+
+log = event_logger(__name__)
 
 _CODE_OF_CAUSE = {
     Cause.NETNS_INVALID: CniCode.ENVIRONMENT_INVALID,
@@ -67,19 +69,17 @@ def _details(error: AgentError) -> str:
     return "; ".join(part for part in parts if part)
 
 
-class AgentService:
+class AgentService(AgentOperators):
     """`api.service.NodeService` for a `Node`."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, node: Node, desk: Desk) -> None:
+        super().__init__(node, desk)
 
     async def add(self, call: CniCall) -> AddResult:
         """See `Attachments.add`. While the agent starts, the wait for it counts against the ADD's deadline."""
-        try:
+        with self._answering(call):
             parts, left_s = await self._started(self._node.add_deadline_s)
             attached = await parts.attachments.add(_request(call), deadline_s=max(0.0, left_s))
-        except AgentError as exc:
-            raise cni_error(exc) from exc
         return AddResult(
             host_ifname=attached.wired.host_ifname,
             host_mac=attached.wired.host_mac,
@@ -93,22 +93,17 @@ class AgentService:
     async def delete(self, call: CniCall) -> None:
         """See `Attachments.delete`. Works in every stage: before the ledger exists the kernel alone is asked."""
         key = AttachmentKey(container_id=call.container_id, ifname=call.ifname)
-        try:
-            with bind_request(call.request_id):
-                if self._node.parts is None:
-                    await self._node.detach_by_kernel(key)
-                else:
-                    await self._node.parts.attachments.delete(key)
-        except AgentError as exc:
-            raise cni_error(exc) from exc
+        with self._answering(call):
+            if self._node.parts is None:
+                await self._node.detach_by_kernel(key)
+            else:
+                await self._node.parts.attachments.delete(key)
 
     async def check(self, call: CniCall) -> None:
         """See `Attachments.check`."""
-        try:
+        with self._answering(call):
             parts, _ = await self._started(0.0)
             await parts.attachments.check(_request(call))
-        except AgentError as exc:
-            raise cni_error(exc) from exc
 
     async def status(self, call: CniCall) -> None:
         """Whether this node can serve pods at all (docs/decisions/0009)."""
@@ -119,26 +114,23 @@ class AgentService:
 
     async def gc(self, call: CniCall, valid: frozenset[AttachmentId]) -> None:
         """See `Attachments.keep_only`."""
-        del call
         keep = frozenset(AttachmentKey(container_id=container_id, ifname=ifname) for container_id, ifname in valid)
-        try:
+        with self._answering(call):
             parts, _ = await self._started(0.0)
             await parts.attachments.keep_only(keep)
-        except AgentError as exc:
-            raise cni_error(exc) from exc
 
     def pool(self) -> PoolView:
         """Empty while the agent starts."""
         parts = self._node.parts
         if parts is None:
             return PoolView(counts=AddressCounts(), waiter_count=0, enis=[], reason=self._node.startup.waits_for())
-        view = parts.pool.view()
+        view, now_s = parts.pool.view(), self._node.clock()
         return PoolView(
-            counts=_sum(view.enis),
+            counts=sum_counts(view.enis),
             waiter_count=view.waiter_count,
-            enis=[_pool_eni_view(usage, view.addresses) for usage in view.enis],
+            enis=[pool_eni_view(usage, view.addresses) for usage in view.enis],
             reason=view.reason,
-            conditions=[] if view.failure is None else [_condition(view.failure)],
+            conditions=[condition(as_failure(one, now_s)) for one in view.troubles],
         )
 
     def enis(self) -> list[EniView]:
@@ -147,7 +139,7 @@ class AgentService:
         if parts is None:
             return []
         addresses = parts.ledger.addresses()
-        return [_eni_view(usage, addresses, parts) for usage in parts.ledger.enis()]
+        return [eni_view(usage, addresses, parts) for usage in parts.ledger.enis()]
 
     def allocations(
         self, *, namespace: str | None = None, pod: str | None = None, address: Address | None = None
@@ -166,6 +158,7 @@ class AgentService:
                 pod=held.holder.pod,
                 pod_uid=self._pod_uid(held.holder),
                 host_ifname=self._node.host_ifname(held.holder),
+                since=self.wall(held.since_s),
             )
             for held in parts.ledger.attachments()
             if namespace in {None, held.holder.namespace}
@@ -195,6 +188,33 @@ class AgentService:
                 for one in stages
             ],
         )
+
+    @contextmanager
+    def _answering(self, call: CniCall) -> Iterator[None]:
+        """Around one call: its time, and its failure as what the runtime reads, an event, a log line and a metric."""
+        began_s, ok = self._node.clock(), False
+        with bind_request(call.request_id):
+            try:
+                yield
+                ok = True
+            except AgentError as exc:
+                self._tell(call, exc)
+                raise cni_error(exc) from exc
+            finally:
+                self._desk.metrics.called(call.verb, self._node.clock() - began_s, ok=ok)
+
+    def _tell(self, call: CniCall, error: AgentError) -> None:
+        fields: dict[str, Scalar] = {
+            "verb": str(call.verb),
+            "cause": str(error.cause),
+            "message": error.message,
+            "remedy": error.remedy,
+        }
+        if error.retry_after_s is not None:
+            fields["retry_after_s"] = round(error.retry_after_s, 3)
+        fields |= holder_fields(_holder(call))
+        self._node.publish(Kind.CNI_FAILED, **error.evidence | fields)
+        log.warning("cni_failed", **error.evidence | fields)
 
     async def _started(self, patience_s: float) -> tuple[Parts, float]:
         """The parts once the agent is ready, and what is left of `patience_s`.
@@ -228,9 +248,8 @@ def _loop_view(loop: Reconciler) -> LoopView:
 
 
 def _request(call: CniCall) -> AttachRequest:
-    key = AttachmentKey(container_id=call.container_id, ifname=call.ifname)
     return AttachRequest(
-        holder=Holder(key=key, namespace=call.pod_namespace, pod=call.pod_name),
+        holder=_holder(call),
         netns=call.netns,
         request_id=call.request_id,
         mtu=call.mtu,
@@ -254,56 +273,6 @@ def _shaping(limit: RateLimit | None) -> Shaping | None:
     return Shaping(rate_bits_per_s=limit.rate_bits_per_s, burst_bits=limit.burst_bits)
 
 
-def _counts(usage: EniUsage) -> AddressCounts:
-    return AddressCounts(
-        free_count=len(usage.free),
-        held_count=usage.held_count,
-        cooling_count=usage.cooling_count,
-        retiring_count=usage.retiring_count,
-        quarantined_count=usage.quarantined_count,
-    )
-
-
-def _sum(usages: Sequence[EniUsage]) -> AddressCounts:
-    each = [_counts(usage) for usage in usages]
-    return AddressCounts(**{name: sum(getattr(one, name) for one in each) for name in AddressCounts.model_fields})
-
-
-def _pool_eni_view(usage: EniUsage, addresses: Sequence[OneAddress]) -> PoolEniView:
-    own = [one for one in addresses if one.eni_id == usage.eni.eni_id]
-    return PoolEniView(
-        eni_id=usage.eni.eni_id,
-        counts=_counts(usage),
-        addresses=[AddressView(address=one.address, state=AddressStateName(one.state)) for one in own],
-    )
-
-
-def _eni_view(usage: EniUsage, addresses: Sequence[OneAddress], parts: Parts) -> EniView:
-    eni = usage.eni
-    prefixes = [block.network for block in eni.blocks if block.is_prefix]
-    # Not `eni.blocks`: those are of the last describe, and the ledger also knows what was granted since.
-    singles = [ip_network(one.address) for one in addresses if one.eni_id == eni.eni_id and one.listed]
-    return EniView(
-        eni_id=eni.eni_id,
-        mac=eni.mac,
-        card=eni.card,
-        device=eni.device,
-        subnet_id=eni.subnet_id,
-        subnet_cidr=eni.subnet_cidr,
-        primary_address=eni.primary_address,
-        table_id=parts.ledger.table_id(eni.eni_id),
-        managed=eni.managed,
-        slot_count=parts.limits.slots,
-        blocks=[*prefixes, *singles],
-        counts=_counts(usage),
-    )
-
-
-def _condition(failure: AgentError) -> ConditionView:
-    return ConditionView(
-        cause=failure.cause,
-        message=failure.message,
-        evidence=failure.evidence,
-        remedy=failure.remedy,
-        retry_after_s=failure.retry_after_s,
-    )
+def _holder(call: CniCall) -> Holder:
+    key = AttachmentKey(container_id=call.container_id, ifname=call.ifname)
+    return Holder(key=key, namespace=call.pod_namespace, pod=call.pod_name)

@@ -1,0 +1,213 @@
+"""Prometheus metrics: what happens is counted as it happens, what is there is read when somebody asks.
+
+Names that start with `awscni_` are those of the AWS VPC CNI plugin (v1.23), for dashboards that exist; what that plugin
+counts of its own inside (`awscni_ipamd_error_count` and others) has no counterpart here and is not exposed. Its
+counters are named without `_total`; this library would add it, so they are exposed as untyped.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from agent.attachments import Step
+from agent.cloud.budget import WITHHELD
+from agent.errors import Cause
+from agent.events.journal import Journal
+from agent.events.model import Event, Kind
+from agent.ipam.plan import ReleaseEni
+from agent.ipam.pool import PoolView
+from agent.node import Node, Parts
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32)
+"""From a wiring (about a millisecond) to an ADD's longest deadline."""
+
+_NO_ADDRESS = frozenset(
+    {Cause.POOL_EMPTY, Cause.POOL_EMPTY_COOLING, Cause.ENI_ATTACHING, Cause.INSTANCE_LIMIT, Cause.SUBNET_EXHAUSTED}
+    | {Cause.SUBNET_FRAGMENTED}
+)
+_STATES = ("free", "held", "cooling", "retiring", "quarantined")
+
+
+class Metrics:
+    """One registry per agent. `watch` must be called once."""
+
+    def __init__(self, version: str) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._version = version
+        ProcessCollector(registry=self._registry)
+        self._steps = Histogram(
+            "enoki_add_step_seconds",
+            "Time an ADD spends in a step",
+            ["step"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._calls = Histogram(
+            "enoki_cni_seconds",
+            "Time a CNI call takes in the agent",
+            ["verb", "outcome"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._failures = Counter(
+            "enoki_cni_failures", "CNI calls that failed", ["verb", "cause"], registry=self._registry
+        )
+        self._findings = Counter(
+            "enoki_findings", "Disagreements between kernel and EC2", ["finding"], registry=self._registry
+        )
+        self._repairs = Counter("enoki_repairs", "Things in the kernel that were put right", registry=self._registry)
+        for step in Step:
+            self._steps.labels(step.value)
+        self.answered: Tally[str] = Tally()
+        self.no_address_count = 0
+
+    def watch(self, node: Node, journal: Journal) -> None:
+        """Read `node` when asked, and count what `journal` is told."""
+        self._registry.register(_Views(self, node, self._version))
+        journal.listen(self._on_event)
+
+    def spent(self, step: Step, seconds: float) -> None:
+        """One step of an ADD took so long."""
+        self._steps.labels(step.value).observe(seconds)
+
+    def called(self, verb: str, seconds: float, *, ok: bool) -> None:
+        """A CNI call was answered."""
+        self._calls.labels(verb, "ok" if ok else "failed").observe(seconds)
+        self.answered[verb] += 1
+
+    def render(self) -> bytes:
+        """Text format 0.0.4."""
+        return generate_latest(self._registry)
+
+    def _on_event(self, event: Event) -> None:
+        match event.kind:
+            case Kind.CNI_FAILED:
+                cause = str(event.fields["cause"])
+                self._failures.labels(str(event.fields["verb"]), cause).inc()
+                self.no_address_count += cause in _NO_ADDRESS
+            case Kind.FINDING:
+                self._findings.labels(str(event.fields["finding"])).inc()
+            case Kind.REPAIR:
+                self._repairs.inc()
+            case _:
+                pass
+
+
+class _Views(Collector):
+    """Gauges, and counters somebody else keeps."""
+
+    def __init__(self, metrics: Metrics, node: Node, version: str) -> None:
+        self._metrics = metrics
+        self._node = node
+        self._version = version
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: registering must not read the node."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """Everything there is at this moment."""
+        build = GaugeMetricFamily("enoki_build_info", "Always 1", labels=["version"])
+        build.add_metric([self._version], 1)
+        yield build
+        ready = self._node.startup.ready.is_set()
+        yield GaugeMetricFamily("enoki_ready", "1 when ADD can be served", value=float(ready))
+        loops = GaugeMetricFamily("enoki_loop_failures", "Failed turns of a loop in a row", labels=["loop"])
+        for loop in self._node.loops():
+            loops.add_metric([loop.name], loop.failure_count)
+        yield loops
+        yield from self._calls()
+        parts = self._node.parts
+        if parts is not None:
+            view = parts.pool.view()
+            yield from _pool(view)
+            yield from _aws_pool(view, parts)
+
+    def _calls(self) -> Iterator[Metric]:
+        budget = self._node.budget()
+        requests = CounterMetricFamily("enoki_ec2_requests", "Requests to EC2", labels=["action", "reason", "outcome"])
+        waited = CounterMetricFamily("enoki_ec2_waited_seconds", "Time requests waited for tokens", labels=["action"])
+        rate = GaugeMetricFamily(
+            "enoki_ec2_allowed_rate", "Requests a second the node allows itself", labels=["action"]
+        )
+        errors = Metric("awscni_aws_api_error_count", "Failed requests to EC2", "unknown")
+        by_name, failed = Tally[str](), Tally[str]()
+        for one in budget:
+            waited.add_metric([one.action], one.waited_s)
+            rate.add_metric([one.action], one.rate_per_s)
+            outcomes = Tally[str]()
+            for call in one.calls:
+                requests.add_metric([one.action, call.reason, call.outcome], call.count)
+                outcomes[call.outcome] += 0 if call.outcome == WITHHELD else call.count
+            by_name[one.action] = outcomes.total()
+            failed[one.action] = outcomes.total() - outcomes["ok"]
+            for outcome, count in sorted((outcomes - Tally({"ok": outcomes["ok"]})).items()):
+                errors.add_sample("awscni_aws_api_error_count", {"api": one.action, "error": outcome}, count)
+        yield from (requests, waited, rate, errors)
+        yield _untyped("awscni_ec2api_req_count", "Requests to EC2", "fn", by_name)
+        yield _untyped("awscni_ec2api_error_count", "Failed requests to EC2", "fn", +failed)
+        answered = self._metrics.answered
+        yield _untyped("awscni_add_ip_req_count", "ADD calls", "", {"": answered["ADD"]})
+        yield _untyped("awscni_del_ip_req_count", "DEL calls", "reason", {"PodDeleted": answered["DEL"]})
+        missed = {"": self._metrics.no_address_count}
+        yield _untyped("awscni_no_available_ip_addresses", "ADD calls that found no address", "", missed)
+
+
+def _pool(view: PoolView) -> Iterator[Metric]:
+    addresses = GaugeMetricFamily("enoki_pool_addresses", "Addresses by state", labels=["state"])
+    counts = Tally(str(one.state) for one in view.addresses)
+    for state in _STATES:
+        addresses.add_metric([state], counts[state])
+    yield addresses
+    yield GaugeMetricFamily("enoki_pool_waiters", "ADD calls that wait for an address", value=view.waiter_count)
+    yield GaugeMetricFamily("enoki_pool_short_addresses", "Addresses the last plan missed", value=view.short_count)
+    yield GaugeMetricFamily(
+        "enoki_pool_described_seconds", "Age of the last describe of ENIs", value=view.described_s_ago
+    )
+    troubles = GaugeMetricFamily("enoki_pool_troubles", "Things the pool cannot do now", labels=["cause"])
+    for cause, count in sorted(Tally(str(one.error.cause) for one in view.troubles).items()):
+        troubles.add_metric([cause], count)
+    yield troubles
+    enis = GaugeMetricFamily("enoki_enis", "ENIs of this instance", labels=["state"])
+    states = Tally(
+        "foreign" if not one.serves_pods else "leaving" if one.leaving else "ready" if one.ready else "unready"
+        for one in view.enis
+    )
+    for state in ("ready", "unready", "leaving", "foreign"):
+        enis.add_metric([state], states[state])
+    yield enis
+
+
+def _aws_pool(view: PoolView, parts: Parts) -> Iterator[Metric]:
+    ours = [one for one in view.enis if one.serves_pods]
+    limit = parts.limits.eni_count - (len(view.enis) - len(ours))
+    held = sum(one.held_count for one in ours)
+    yield GaugeMetricFamily("awscni_eni_max", "ENIs this instance can have for pods", value=limit)
+    yield GaugeMetricFamily("awscni_ip_max", "Addresses these could have", value=limit * parts.limits.slots)
+    yield GaugeMetricFamily("awscni_eni_allocated", "ENIs that serve pods", value=len(ours))
+    yield GaugeMetricFamily("awscni_total_ip_addresses", "Addresses EC2 granted", value=len(view.addresses))
+    yield GaugeMetricFamily("awscni_assigned_ip_addresses", "Addresses pods hold", value=held)
+    prefixes = sum(block.block.is_prefix for one in ours for block in one.blocks)
+    yield GaugeMetricFamily("awscni_total_ipv4_prefixes", "Prefixes EC2 granted", value=prefixes)
+    per_eni = GaugeMetricFamily("awscni_assigned_ip_per_eni", "Addresses pods hold, by ENI", labels=["eni"])
+    for one in ours:
+        per_eni.add_metric([one.eni.eni_id], one.held_count)
+    yield per_eni
+    doing = GaugeMetricFamily("awscni_ipamd_action_inprogress", "1 while the pool does it", labels=["fn"])
+    shrinking = [type(one).__name__.startswith("Unassign") or isinstance(one, ReleaseEni) for one in view.in_flight]
+    doing.add_metric(["increaseDatastorePool"], float(not all(shrinking)))
+    doing.add_metric(["decreaseDatastorePool"], float(any(shrinking)))
+    yield doing
+
+
+def _untyped(name: str, words: str, label: str, values: dict[str, int] | Tally[str]) -> Metric:
+    metric = Metric(name, words, "unknown")
+    for value, count in sorted(values.items()):
+        metric.add_sample(name, {label: value} if label else {}, count)
+    return metric

@@ -1,0 +1,1 @@
+"""`enokictl`: asks the agent of this node, over its HTTP API, and shows the answer."""

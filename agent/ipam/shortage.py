@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from agent.errors import Cause, TryAgain
 from agent.ipam.account import Account, account, eni_limit
 from agent.ipam.plan import CreateEni, Observation, PoolPolicy
-from agent.ipam.trouble import DESCRIBE_ENIS, DESCRIBE_SUBNETS, SHRINK, Trouble, align_scope
+from agent.ipam.trouble import DESCRIBE_ENIS, DESCRIBE_SUBNETS, SHRINK, SITE, Trouble, align_scope
 
 _BIGGER = "run fewer pods on this node, raise MAX_ENI if it is set, or use a larger instance type"
 
@@ -42,12 +42,13 @@ def explain(
             remedy=_BIGGER,
             retry_after_s=30.0,
         )
+    siteless = next((one for one in troubles if one.scope == SITE), None)
+    if siteless is not None:
+        return _refused(seen, siteless, evidence)
     held = _held_back(seen, policy)
     if held is not None:
-        why, remedy = held
-        return TryAgain(
-            Cause.POOL_EMPTY, f"no address is free, and {why}", evidence=evidence, remedy=remedy, retry_after_s=30.0
-        )
+        cause, why, remedy = held
+        return TryAgain(cause, f"no address is free, and {why}", evidence=evidence, remedy=remedy, retry_after_s=30.0)
     # What growth itself met comes first; a describe that fails only delays it.
     aside = {SHRINK, DESCRIBE_SUBNETS, *(align_scope(usage.eni.eni_id) for usage in seen.enis)}
     blocking = [one for one in troubles if one.scope not in aside and one is not fragmented]
@@ -63,14 +64,17 @@ def explain(
     )
 
 
-def _held_back(seen: Observation, policy: PoolPolicy) -> tuple[str, str] | None:
+def _held_back(seen: Observation, policy: PoolPolicy) -> tuple[Cause, str, str] | None:
     """Why the planner asks EC2 for nothing, and what a person can do about it; None when it may."""
     if not seen.is_provisioning:
-        return "somebody else provisions this node's ENIs and addresses", "give the instance more addresses"
+        why = "somebody else provisions this node's ENIs and addresses"
+        return Cause.POOL_EMPTY, why, "give the instance more addresses"
     if not seen.is_schedulable:
-        return "the node is cordoned", "uncordon it, or set AWS_MANAGE_ENIS_NON_SCHEDULABLE=true"
+        remedy = "uncordon it, or set AWS_MANAGE_ENIS_NON_SCHEDULABLE=true"
+        return Cause.POOL_EMPTY, "the node is cordoned", remedy
     if policy.custom_networking and seen.site is None:
-        return "no ENIConfig is known for this node", "create the ENIConfig that the node's label or annotation names"
+        remedy = "create the ENIConfig that the node's label or annotation names"
+        return Cause.CUSTOM_NETWORKING_UNKNOWN, "no ENIConfig is known for this node", remedy
     return None
 
 

@@ -44,6 +44,8 @@ from api.schemas import Address, AllocationView, EniView, HealthView, PoolView, 
 
 SHOWN_EVENT_COUNT = 20
 """Events in an explanation."""
+WALL_STEP = timedelta(seconds=0.5)
+"""By how much the wall clock must have been set before times that were told already change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,7 @@ class AgentOperators(ABC):
     def __init__(self, node: Node, desk: Desk) -> None:
         self._node = node
         self._desk = desk
+        self._wall_offset = datetime.min.replace(tzinfo=UTC)
 
     @abstractmethod
     def pool(self) -> PoolView: ...
@@ -285,8 +288,11 @@ class AgentOperators(ABC):
         return self._node.parts
 
     def wall(self, at_s: float) -> datetime:
-        """A moment on the monotonic clock as wall time."""
-        return datetime.now(tz=UTC) - timedelta(seconds=self._node.clock() - at_s)
+        """A moment on the monotonic clock as wall time: the same at every call, unless the wall clock was set."""
+        offset = datetime.now(tz=UTC) - timedelta(seconds=self._node.clock())
+        if abs(offset - self._wall_offset) > WALL_STEP:
+            self._wall_offset = offset
+        return self._wall_offset + timedelta(seconds=at_s)
 
     def _attachment(self, parts: Parts, namespace: str, pod: str) -> Attachment:
         for held in reversed(parts.ledger.attachments()):

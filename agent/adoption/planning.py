@@ -370,6 +370,8 @@ def _our_removal(pods: Sequence[Pod], survey: Survey) -> tuple[Step, ...]:
         f"route del {pod.address}/32 dev {pod.host_ifname} table {layout.PODS_TABLE} proto {layout.PROTOCOL}"
         for pod in pods
     ]
+    # Also what is on its way into the cooldown: their file has no word for it, and waits the time anew.
+    lines.append(f"route flush table {layout.RELEASED_TABLE} proto {layout.PROTOCOL}")
     for rule in survey.rules:
         if rule.protocol == layout.PROTOCOL:
             selector = f" from {rule.source}" if rule.source else f" to {rule.destination}" if rule.destination else ""

@@ -6,7 +6,7 @@ import errno
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 from typing import Final
@@ -30,19 +30,22 @@ class CoolingSet:
         self._socket = ElementSocket()
         self._until_s: dict[IPv4Address, float] = {}
 
-    def put(self, addresses: Sequence[IPv4Address], cooldown_s: float) -> None:
-        """Let every address cool for `cooldown_s` from now on, whatever time it had left. Zero or less does nothing.
+    def put(self, cooldowns_s: Mapping[IPv4Address, float]) -> None:
+        """Let every address cool for its time from now on, whatever time it had left: one transaction. Zero or less
+        does nothing.
 
         Raises: NetlinkRefused, ENOENT when the table is missing; OSError.
         """
-        timeout_ms = math.ceil(cooldown_s * 1000)
-        if timeout_ms <= 0 or not addresses:
+        timeouts_ms = {
+            address: math.ceil(cooldown_s * 1000) for address, cooldown_s in cooldowns_s.items() if cooldown_s > 0
+        }
+        if not timeouts_ms:
             return
         with self._lock:
-            self._put(addresses, timeout_ms)
+            self._put(timeouts_ms)
             now_s = time.monotonic()
             self._until_s = {address: until_s for address, until_s in self._until_s.items() if until_s > now_s}
-            self._until_s.update(dict.fromkeys(addresses, now_s + cooldown_s))
+            self._until_s.update({address: now_s + cooldowns_s[address] for address in timeouts_ms})
 
     def read(self) -> tuple[CoolingSeen, ...]:
         """Every address in the set with the time it has left; none while there is no table.
@@ -71,9 +74,10 @@ class CoolingSet:
         with self._lock:
             self._socket.close()
 
-    def _put(self, addresses: Sequence[IPv4Address], timeout_ms: int) -> None:
+    def _put(self, timeouts_ms: Mapping[IPv4Address, int]) -> None:
         add = add_elements(
-            layout.COOLING_SET, [Element(key=address.packed, timeout_ms=timeout_ms) for address in addresses]
+            layout.COOLING_SET,
+            [Element(key=address.packed, timeout_ms=timeout_ms) for address, timeout_ms in timeouts_ms.items()],
         )
         stale: list[bytes] = []
         for _ in range(_PUT_ATTEMPTS):
@@ -84,7 +88,7 @@ class CoolingSet:
                 if exc.errno != errno.EEXIST and not (exc.errno == errno.ENOENT and stale):
                     raise
             present = {each.address for each in self._read()}
-            again = [address.packed for address in addresses if address in present]
+            again = [address.packed for address in timeouts_ms if address in present]
             stale = [delete_elements(layout.COOLING_SET, [key]) for key in again]
         raise NetlinkRefused(errno.EEXIST, f"the cooldown set changed {_PUT_ATTEMPTS} times meanwhile")
 

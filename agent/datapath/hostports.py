@@ -176,6 +176,10 @@ class HostPorts:
         """What these pods have, as far as it is known yet: it asks nobody."""
         return tuple(one for each in addresses if isinstance(each, IPv4Address) for one in self._held.get(each, ()))
 
+    def may_have(self, addresses: Sequence[Address]) -> bool:
+        """Whether a release has anything to do: True as long as it is not known what an earlier agent left."""
+        return not self._loaded or bool(self.of(addresses))
+
     def difference(self, addresses: Sequence[Address], mappings: Sequence[PortMapping]) -> str | None:
         """The first of `mappings` that does not lead to the pod in the kernel."""
         pod_address = next((address for address in addresses if isinstance(address, IPv4Address)), None)

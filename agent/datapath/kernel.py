@@ -8,11 +8,11 @@ import asyncio
 import errno
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
-from typing import Final, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
-from agent.datapath import compare, conntrack, enis, names, pods, seen, shaping, sysctls, trace
+from agent.datapath import compare, conntrack, enis, names, pods, released, seen, shaping, sysctls, trace
 from agent.datapath.cooling import CoolingSet
 from agent.datapath.damping import Damping
 from agent.datapath.desired import (
@@ -36,19 +36,26 @@ from agent.datapath.messages import LinkSeen
 from agent.datapath.monitor import Monitor
 from agent.datapath.netlink import NetlinkSocket
 from agent.datapath.policy import DatapathPolicy
+from agent.datapath.releases import Releases
 from agent.datapath.threads import DEADLINE_S, KernelThreads
 from agent.errors import Cause, InvalidRequest, KernelFailed
 from agent.ipam.model import Address, AttachmentKey, Eni, Instance, Mac
-from agent.ports import AttachmentSeen, KernelSeen, PathSeen, PodWiring, PortMapping, Repair, Transport, Wired
+from agent.ports import (
+    AttachmentSeen,
+    CoolingSeen,
+    KernelSeen,
+    PathSeen,
+    PodWiring,
+    PortMapping,
+    Repair,
+    Transport,
+    Wired,
+)
 
 _log = logging.getLogger(__name__)
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
-
-_SWEEP_DELAY_S: Final = 5.0
-"""From a release to the deletion of its link: by then the runtime has normally removed the namespace, and the link
-with it."""
 
 
 class KernelDatapath:
@@ -73,9 +80,9 @@ class KernelDatapath:
             table_changed=self._healer.wake_table,
             ports_changed=self._healer.wake_ports,
         )
-        self._adopted_ports = False
-        self._released = asyncio.Event()
+        self._found_earlier = False
         self._threads = KernelThreads()
+        self._releases = Releases(self._threads, self._enter_cooling)
 
     async def prepare_node(self, instance: Instance) -> None:
         if self._policy.names_directory is not None:
@@ -92,7 +99,7 @@ class KernelDatapath:
         )
         self._memory.prepared(instance.primary_mac, node_rules(self._policy, ipv6=sysctls.has_ipv6()))
         # An earlier agent may have been killed before it swept.
-        self._released.set()
+        self._releases.wake()
 
     async def set_vpc_cidrs(self, cidrs: Sequence[IPv4Network]) -> None:
         """Raises: KernelFailed; InvalidRequest for no CIDR at all, which would translate every packet inside the
@@ -150,14 +157,13 @@ class KernelDatapath:
     async def unwire(self, key: AttachmentKey, addresses: Sequence[Address], cooldown_s: float) -> None:
         # An agent killed between two steps must not leave an address that looks free: not to a host port that leads to
         # it, and not fresh.
-        await self._with_table(f"releasing the host ports of {key}", self._host_ports.release, addresses)
-        cooling = [address for address in addresses if isinstance(address, IPv4Address)]
-        await self._with_table(f"cooling the addresses of {key}", self._cooling.put, cooling, cooldown_s)
-        await self._threads.with_route(f"releasing {key}", self._unwire, key, addresses)
-        self._released.set()
-        # Last, when no packet can make a new one.
-        connections = [match for address in cooling for match in conntrack.of_pod(address)]
-        await self._threads.netlink(f"forgetting the connections of {key}", conntrack.forget, connections)
+        if self._host_ports.may_have(addresses):
+            await self._with_table(f"releasing the host ports of {key}", self._host_ports.release, addresses)
+        own = [address for address in addresses if isinstance(address, IPv4Address)]
+        until_s = released.uptime_s() + cooldown_s if cooldown_s > 0 else None
+        await self._threads.with_route(f"releasing {key}", self._unwire, key, addresses, own, until_s)
+        # Last, when no packet can make a new connection.
+        await self._releases.released(str(key), own, until_s)
 
     async def check(self, wiring: PodWiring) -> None:
         plan = plan_pod(wiring, self._policy)
@@ -168,10 +174,13 @@ class KernelDatapath:
             raise compare.drifted(plan.host_ifname, found)
 
     async def observe(self) -> KernelSeen:
-        attachments = await self._threads.with_route("observing", self._observe)
-        cooling = await self._threads.netlink("observing", self._cooling.read)
-        observed = KernelSeen(attachments=attachments, cooling=cooling)
-        await self._drop_orphaned_ports(observed)
+        attachments, on_the_way = await self._threads.with_route("observing", self._observe)
+        entered = await self._threads.netlink("observing", self._cooling.read)
+        observed = KernelSeen(attachments=attachments, cooling=(*entered, *_not_in(entered, on_the_way)))
+        if not self._found_earlier:
+            self._releases.found(observed.cooling, on_the_way)
+            await self._drop_orphaned_ports(observed)
+            self._found_earlier = True
         return observed
 
     async def discard_link(self, host_ifname: str) -> None:
@@ -194,7 +203,7 @@ class KernelDatapath:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._monitor.run(), name="link monitor")
             group.create_task(self._healer.run(), name="healing")
-            group.create_task(self._sweep(), name="released links")
+            group.create_task(self._releases.run(), name="releases")
 
     def close(self) -> None:
         """Wait for the threads, close the sockets. After `run` has been cancelled."""
@@ -215,16 +224,28 @@ class KernelDatapath:
             self._memory.forget_eni(plan)
             enis.forget_eni(route, plan)
 
-    def _unwire(self, route: NetlinkSocket, key: AttachmentKey, addresses: Sequence[Address]) -> None:
+    def _unwire(
+        self,
+        route: NetlinkSocket,
+        key: AttachmentKey,
+        addresses: Sequence[Address],
+        own: Sequence[IPv4Address],
+        until_s: float | None,
+    ) -> None:
         with self._memory.lock:
+            if until_s is not None:
+                released.put(route, own, until_s)
             pods.unwire(route, key, addresses, self._memory.forget_pod(key))
 
-    def _observe(self, route: NetlinkSocket) -> tuple[AttachmentSeen, ...]:
+    def _observe(self, route: NetlinkSocket) -> tuple[tuple[AttachmentSeen, ...], Mapping[IPv4Address, int]]:
         with self._memory.lock:
             found = [(link, self._held_through(link, routed)) for link, routed in seen.pods(route)]
             unknown = [one for one in found if self._memory.side_of(one[0].ifindex) is None]
             self._memory.adopt(self._sides(route, unknown))
-            return tuple(seen.attachment(link, self._alias(link), addresses) for link, addresses in found)
+            # Before the set is read: what leaves this table is in that set already.
+            on_the_way = released.read(route)
+            attachments = tuple(seen.attachment(link, self._alias(link), addresses) for link, addresses in found)
+            return attachments, on_the_way
 
     def _alias(self, link: LinkSeen) -> str:
         side = self._memory.side_of(link.ifindex)
@@ -280,29 +301,13 @@ class KernelDatapath:
         return None if link is None else link.ifname
 
     async def _drop_orphaned_ports(self, observed: KernelSeen) -> None:
-        """Once: what an earlier agent claimed for pods that are gone. From then on every release drops its own."""
-        if self._adopted_ports:
-            return
+        """What an earlier agent claimed for pods that are gone. From then on every release drops its own."""
         held = {address for each in observed.attachments for address in each.addresses}
         for port in await self._with_table("dropping orphaned host ports", self._host_ports.keep_only, held):
             _log.info("dropped the host port %s of %s, which is gone", port, port.owner)
-        self._adopted_ports = True
 
-    async def _sweep(self) -> None:
-        degraded = False
-        while True:
-            await self._released.wait()
-            await asyncio.sleep(_SWEEP_DELAY_S)
-            self._released.clear()
-            try:
-                await self._threads.with_route("deleting released links", pods.sweep_leaving)
-            except KernelFailed as exc:
-                self._released.set()
-                if not degraded:
-                    _log.warning("released links stay for now: %s", exc)
-                degraded = True
-            else:
-                degraded = False
+    async def _enter_cooling(self, cooldowns_s: Mapping[IPv4Address, float]) -> None:
+        await self._with_table("cooling released addresses", self._cooling.put, cooldowns_s)
 
     async def _claim_ports(self, what: str, wiring: PodWiring) -> bool:
         """Whether anything changed. A pod without host ports costs no write."""
@@ -332,6 +337,13 @@ class KernelDatapath:
         if await self._threads.nftables("restoring the table", self._firewall.restore):
             self._healer.restored_table()
         return await self._threads.netlink(what, function, *args, **kwargs)
+
+
+def _not_in(entered: Sequence[CoolingSeen], on_the_way: Mapping[IPv4Address, int]) -> Iterator[CoolingSeen]:
+    known, now_s = {each.address for each in entered}, released.uptime_s()
+    for address, ends_s in on_the_way.items():
+        if address not in known and ends_s > now_s:
+            yield CoolingSeen(address=address, remaining_s=ends_s - now_s)
 
 
 def _forget_datagrams(route: NetlinkSocket, mappings: Sequence[PortMapping]) -> None:

@@ -16,6 +16,12 @@ PODS_TABLE: Final = 20512
 
 PODS_TABLE_NAME: Final = "pods"
 
+RELEASED_TABLE: Final = 20513
+"""Addresses released a moment ago, on their way into the set `cooling`. No rule looks into it: it says something, and
+routes nothing."""
+
+RELEASED_TABLE_NAME: Final = "released"
+
 MAIN_TABLE: Final = 254
 """RT_TABLE_MAIN (include/uapi/linux/rtnetlink.h): the table of the primary ENI."""
 

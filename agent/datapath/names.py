@@ -8,7 +8,10 @@ from typing import Final
 from agent.datapath import layout
 
 _FILES: Final = (
-    ("rt_tables.d", f"{layout.PODS_TABLE}\t{layout.PODS_TABLE_NAME}\n"),
+    (
+        "rt_tables.d",
+        f"{layout.PODS_TABLE}\t{layout.PODS_TABLE_NAME}\n{layout.RELEASED_TABLE}\t{layout.RELEASED_TABLE_NAME}\n",
+    ),
     ("rt_protos.d", f"{layout.PROTOCOL}\t{layout.PROTOCOL_NAME}\n"),
 )
 

@@ -9,28 +9,33 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent.datapath import released
 from agent.datapath.cooling import CoolingSet
 from agent.datapath.firewall import Firewall
 from agent.datapath.hostports import HostPorts
 from agent.datapath.kernel import KernelDatapath
+from agent.datapath.netlink import NetlinkSocket
 from agent.datapath.policy import DatapathPolicy
 from agent.errors import Cause, InvalidRequest, KernelFailed
 from agent.ipam.model import Mac
 from tests.kernel.datapath_node import (
     INSTANCE,
     NODE,
+    OTHER_NODE,
     PRIMARY_PODS,
     SECONDARY_ENI,
     VPC,
     Netns,
     Node,
     datapath_running,
+    exchange,
     node_made,
     why_not,
 )
@@ -186,9 +191,8 @@ async def test_what_is_not_ours_survives_everything(node: Node) -> None:
 async def test_the_cooldown_set_agrees_with_nft(node: Node, datapath: KernelDatapath) -> None:
     cooling = CoolingSet()
     try:
-        cooling.put([IPv4Address("10.0.0.40"), IPv4Address("10.0.0.41")], 60.5)
-        cooling.put([IPv4Address("10.0.0.41"), IPv4Address("10.0.0.42")], 90)
-        cooling.put([IPv4Address("10.0.0.43")], 0)
+        cooling.put({IPv4Address("10.0.0.40"): 60.5, IPv4Address("10.0.0.41"): 60.5})
+        cooling.put({IPv4Address("10.0.0.41"): 90, IPv4Address("10.0.0.42"): 90, IPv4Address("10.0.0.43"): 0})
         listed = {each["elem"]["val"]: each["elem"] for each in _elements(node, "set", "cooling")}
         assert listed.keys() == {"10.0.0.40", "10.0.0.41", "10.0.0.42"}
         # nft's JSON rounds down to seconds; 60.5 s went in.
@@ -206,7 +210,7 @@ async def test_a_big_cooldown_set_is_read_whole(node: Node, datapath: KernelData
     cooling = CoolingSet()
     try:
         for start in range(0, len(addresses), 500):
-            cooling.put(addresses[start : start + 500], 60)
+            cooling.put(dict.fromkeys(addresses[start : start + 500], 60.0))
         assert {each.address for each in cooling.read()} == set(addresses)
     finally:
         cooling.close()
@@ -263,7 +267,7 @@ async def test_a_refused_transaction_says_what_nftables_said(node: Node) -> None
 
 async def test_names_are_installed_for_iproute2(node: Node, tmp_path: Path) -> None:
     async with datapath_running(DatapathPolicy(names_directory=tmp_path)):
-        assert (tmp_path / "rt_tables.d/enoki.conf").read_text() == "20512\tpods\n"
+        assert (tmp_path / "rt_tables.d/enoki.conf").read_text() == "20512\tpods\n20513\treleased\n"
         assert (tmp_path / "rt_protos.d/enoki.conf").read_text() == "205\tenoki\n"
 
 
@@ -293,3 +297,49 @@ def test_a_thread_that_cannot_come_home_ends_the_process() -> None:
     assert done.returncode == -signal.SIGABRT
     assert "cannot return" in done.stderr
     assert done.stdout == ""
+
+
+# Released addresses on their way into the set -------------------------------------------------------------------------
+
+
+async def test_a_release_ends_in_the_set_and_nowhere_else(node: Node, datapath: KernelDatapath) -> None:
+    wirings = [node.wiring(node.container(), address) for address in PRIMARY_PODS[:3]]
+    for wiring in wirings:
+        await datapath.wire(wiring)
+    await asyncio.gather(*(datapath.unwire(one.holder.key, one.addresses, 60) for one in wirings))
+    async with asyncio.timeout(10):
+        while node.netns.ip("route show table 20513"):
+            await asyncio.sleep(0)
+    listed = {each["elem"]["val"]: each["elem"]["expires"] for each in _elements(node, "set", "cooling")}
+    assert listed.keys() == {str(address) for address in PRIMARY_PODS[:3]}
+    assert all(55 < expires_s <= 60 for expires_s in listed.values())
+
+
+async def test_what_was_on_its_way_is_seen_and_entered_by_the_next_agent(node: Node) -> None:
+    """An agent killed right after it answered: only the route says that the address cools."""
+    async with datapath_running(watching=False) as killed:
+        wiring = node.wiring(node.container(), PRIMARY_PODS[0])
+        await killed.wire(wiring)
+        await killed.unwire(wiring.holder.key, wiring.addresses, 60)
+        node.netns.ip(f"route add unreachable {PRIMARY_PODS[1]} table 20513 proto 205 metric 1")
+        node.netns.ip(f"route add blackhole {PRIMARY_PODS[2]} table 20513 metric 77")
+        assert [each.address for each in (await killed.observe()).cooling] == [PRIMARY_PODS[0]]
+        assert _elements(node, "set", "cooling") == []
+    async with datapath_running() as successor:
+        (cooling,) = (await successor.observe()).cooling
+        assert cooling.address == PRIMARY_PODS[0]
+        assert 58 < cooling.remaining_s <= 61
+        async with asyncio.timeout(10):
+            while len(node.netns.ip("route show table 20513").splitlines()) > 1:
+                await asyncio.sleep(0)
+        assert [each["elem"]["val"] for each in _elements(node, "set", "cooling")] == [str(PRIMARY_PODS[0])]
+    # Somebody else's route in our table is nobody's cooldown, and stays.
+    assert str(PRIMARY_PODS[2]) in node.netns.ip("route show table 20513")
+
+
+async def test_a_released_address_of_another_node_can_be_reached(node: Node, datapath: KernelDatapath) -> None:
+    """The table routes nothing: the address may belong to another node by now."""
+    with closing(NetlinkSocket()) as route:
+        released.put(route, [OTHER_NODE], released.uptime_s() + 60)
+    with node.netns.udp() as client, node.fabric.udp(OTHER_NODE) as server:
+        assert exchange(client, server, OTHER_NODE) == NODE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import socket
 import threading
@@ -11,11 +12,11 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from agent.datapath import conntrack
+from agent.datapath import conntrack, releases
 from agent.datapath.kernel import KernelDatapath
 from agent.datapath.netlink import NETLINK_NETFILTER, NetlinkSocket
 from agent.errors import InvalidRequest
-from agent.ports import Shaping
+from agent.ports import PodWiring, Shaping
 from tests.kernel.datapath_node import (
     INTERNET,
     NODE,
@@ -108,9 +109,8 @@ async def test_check_and_a_second_add_know_the_limits(node: Node, datapath: Kern
     await datapath.check(wiring)
 
 
-async def test_a_released_address_takes_its_connections_along_and_no_others(
-    node: Node, datapath: KernelDatapath
-) -> None:
+async def _with_connections(node: Node, datapath: KernelDatapath) -> PodWiring:
+    """A pod with connections of every kind, and another that talks to it and to others."""
     going, staying = node.container(), node.container()
     wiring = node.wiring(going, ADDRESS)
     await datapath.wire(wiring)
@@ -120,12 +120,50 @@ async def test_a_released_address_takes_its_connections_along_and_no_others(
         exchange(internet, one, ADDRESS)
         exchange(one, other, PRIMARY_PODS[1])
         exchange(other, internet, INTERNET)
-    before = node.netns.run("conntrack", "-L")
-    assert str(ADDRESS) in before
+    assert _is_remembered(node)
+    return wiring
+
+
+def _is_remembered(node: Node) -> bool:
+    """Whether connections of ADDRESS are in the table; those of the other pod always are."""
+    listed = node.netns.run("conntrack", "-L")
+    assert f"src={PRIMARY_PODS[1]} dst={INTERNET}" in listed
+    return f"={ADDRESS} " in listed
+
+
+async def _forgotten(node: Node) -> None:
+    async with asyncio.timeout(10):
+        while _is_remembered(node):
+            await asyncio.sleep(0)
+
+
+async def test_a_released_address_takes_its_connections_along_and_no_others(
+    node: Node, datapath: KernelDatapath
+) -> None:
+    """At once, when the cooldown leaves no time for later."""
+    wiring = await _with_connections(node, datapath)
+    await datapath.unwire(wiring.holder.key, wiring.addresses, 1)
+    assert not _is_remembered(node)
+
+
+async def test_connections_are_forgotten_during_the_cooldown(
+    node: Node, datapath: KernelDatapath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(releases, "SWEEP_DELAY_S", 0.0)
+    wiring = await _with_connections(node, datapath)
     await datapath.unwire(wiring.holder.key, wiring.addresses, 30)
-    after = node.netns.run("conntrack", "-L")
-    assert f"={ADDRESS} " not in after
-    assert f"src={PRIMARY_PODS[1]} dst={INTERNET}" in after
+    await _forgotten(node)
+
+
+async def test_what_an_agent_did_not_forget_the_next_one_does(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with datapath_running(watching=False) as killed:
+        wiring = await _with_connections(node, killed)
+        await killed.unwire(wiring.holder.key, wiring.addresses, 30)
+    assert _is_remembered(node)
+    monkeypatch.setattr(releases, "SWEEP_DELAY_S", 0.0)
+    async with datapath_running() as successor:
+        await successor.observe()
+        await _forgotten(node)
 
 
 async def test_a_kernel_without_filtered_deletion_is_asked_entry_by_entry(node: Node, datapath: KernelDatapath) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.datapath import kernel, layout, pods
+from agent.datapath import layout, pods, releases
 from agent.datapath.desired import describe_wiring, plan_pod
 from agent.datapath.kernel import KernelDatapath
 from agent.datapath.netlink import NetlinkSocket
@@ -202,7 +202,7 @@ async def test_unwire_releases_the_address_and_cools_it(node: Node, datapath: Ke
     seen = await datapath.observe()
     assert seen.attachments == ()
     assert [each.address for each in seen.cooling] == [ADDRESS]
-    assert 29 < seen.cooling[0].remaining_s <= 30
+    assert 29 < seen.cooling[0].remaining_s <= 31
     assert "group 20099" in node.netns.ip(f"-d link show dev {wired.host_ifname}")
 
 
@@ -224,16 +224,16 @@ async def test_unwire_does_not_take_the_address_of_a_newer_owner(node: Node, dat
 
 
 async def test_a_restarted_agent_sees_and_releases_what_its_predecessor_wired(
-    node: Node, datapath: KernelDatapath
+    node: Node, unwatched: KernelDatapath
 ) -> None:
-    table_id = await datapath.ensure_eni(SECONDARY_ENI)
+    table_id = await unwatched.ensure_eni(SECONDARY_ENI)
     wirings = [
         node.wiring(node.container(), PRIMARY_PODS[0]),
         node.wiring(node.container(), SECONDARY_PODS[0], table_id=table_id),
     ]
     for wiring in wirings:
-        await datapath.wire(wiring)
-    await datapath.unwire(AttachmentKey(container_id="x", ifname="eth0"), [PRIMARY_PODS[3]], 30)
+        await unwatched.wire(wiring)
+    await unwatched.unwire(AttachmentKey(container_id="x", ifname="eth0"), [PRIMARY_PODS[3]], 30)
 
     async with datapath_running(POLICY) as successor:
         seen = await successor.observe()
@@ -294,7 +294,7 @@ async def test_check_names_the_first_difference(
 
 
 async def test_released_links_are_deleted_in_the_background(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "_SWEEP_DELAY_S", 0.01)
+    monkeypatch.setattr(releases, "SWEEP_DELAY_S", 0.01)
     async with datapath_running(POLICY) as datapath:
         kept = await datapath.wire(node.wiring(node.container(), PRIMARY_PODS[0]))
         released = node.wiring(node.container(), PRIMARY_PODS[1])

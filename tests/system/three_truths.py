@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Collection, Container
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -18,6 +19,7 @@ from lab import agent_api
 from lab.lab import Lab, LabNode
 
 POD_TABLE = "20512"
+RELEASED_TABLE = "20513"
 ATTACHED_GROUPS = range(20000, 20064)
 """Link groups of host veths; the last digits say which ENI."""
 LEAVING_GROUP = 20099
@@ -99,8 +101,12 @@ def set_elements(node: LabNode) -> dict[str, set[str]]:
 
 
 def cooling(node: LabNode) -> set[str]:
-    """Addresses in the kernel's cooldown set."""
-    return set_elements(node)["cooling"]
+    """Addresses in the kernel's cooldown set, or on their way into it."""
+    # One table alone cannot be asked for while it holds no route.
+    listed = json.loads(run_in(netns(node), "ip", "-N", "-4", "-json", "route", "show", "table", "all"))
+    uptime_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+    on_the_way = {one["dst"] for one in listed if one.get("table") == RELEASED_TABLE and one["metric"] > uptime_s}
+    return on_the_way | set_elements(node)["cooling"]
 
 
 def _key(element: Any) -> str:

@@ -195,6 +195,12 @@ class MemoryMetadata:
             vpc_cidrs=view.vpc.cidrs,
         )
 
+    async def vpc_cidrs(self, _mac: Mac) -> tuple[IPv4Network, ...]:
+        """See `ImdsMetadata.vpc_cidrs`: one item."""
+        await self._read(1)
+        view = self._vpc.imds_view(self._instance_id, self._clock())
+        return view.vpc.cidrs if view else ()
+
     async def subnet_cidr(self, mac: Mac) -> IPv4Network | None:
         """See `Metadata.subnet_cidr`: one item."""
         await self._read(1)

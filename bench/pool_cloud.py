@@ -186,6 +186,7 @@ class MemoryMetadata:
         primary = view.enis[0]
         return Instance(
             instance_id=self._instance_id,
+            account_id=view.vpc.account_id,
             instance_type=view.instance.instance_type,
             region=view.vpc.region,
             zone=view.instance.availability_zone,

@@ -171,6 +171,7 @@ class Instance:
     """This node, as IMDS identifies it. Facts that do not change while the instance runs, but for `vpc_cidrs`."""
 
     instance_id: str
+    account_id: str
     instance_type: str
     region: str
     zone: str

@@ -43,7 +43,10 @@ class Cause(StrEnum):
     POOL_EMPTY = "pool_empty"
     POOL_EMPTY_COOLING = "pool_empty_cooling"
     ENI_ATTACHING = "eni_attaching"
+    ENI_DETACHING = "eni_detaching"
     INSTANCE_LIMIT = "instance_limit"
+    NODE_CORDONED = "node_cordoned"
+    PROVISIONED_ELSEWHERE = "provisioned_elsewhere"
     # EC2
     SUBNET_EXHAUSTED = "subnet_exhausted"
     SUBNET_FRAGMENTED = "subnet_fragmented"

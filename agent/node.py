@@ -51,8 +51,8 @@ SWEEP_TURN_S = 60.0
 """The longest look for vanished attachments: one dump of the kernel and its consequences."""
 LEAK_TURN_S = 300.0
 """The longest sweep for leaked ENIs: two describes and twenty deletes, which may wait for tokens."""
-VPC_CIDRS_TURN_S = 45.0
-"""One item of IMDS with its retries (10 s) and one change of the table (30 s)."""
+VPC_CIDRS_TURN_S = 60.0
+"""A look at the kernel (10 s), one item of IMDS with its retries (10 s) and one change of the table (30 s)."""
 CLUSTER_TURN_S = 120.0
 """The longest turn of telling Kubernetes: a request per pod at most, each with a deadline of its own."""
 CLUSTER_EVERY_S = 30.0
@@ -257,8 +257,13 @@ class Node:
 
     async def _prepare(self) -> None:
         await self.datapath.prepare_node(self._instance)
-        read = partial(self._metadata.vpc_cidrs, self._instance.primary_mac)
-        self._vpc_cidrs = VpcCidrs(read, self.datapath.set_vpc_cidrs, self._instance.vpc_cidrs)
+        self._vpc_cidrs = VpcCidrs(
+            read=partial(self._metadata.vpc_cidrs, self._instance.primary_mac),
+            write=self.datapath.set_vpc_cidrs,
+            count_leaving=self.datapath.count_leaving,
+            known=self._instance.vpc_cidrs,
+            clock=self.clock,
+        )
 
     async def _recover(self) -> None:
         with purpose("start"):

@@ -266,6 +266,14 @@ class Datapath(Protocol):
         """Replace the set of VPC CIDRs in one transaction."""
         ...
 
+    async def count_leaving(self) -> int:
+        """Connections that pods have opened out of the VPC, as far as its CIDRs are known; from 0 again with every new
+        table. 0 where the source stays whatever the destination.
+
+        Raises: KernelFailed.
+        """
+        ...
+
     async def wait_for_eni_link(self, mac: Mac, timeout_s: float) -> None:
         """Return when a link with this MAC exists in the node's namespace, told by the kernel, not by polling.
 

@@ -119,6 +119,7 @@ def make_node() -> BenchNode:
 
 INSTANCE: Final = Instance(
     instance_id="i-0",
+    account_id="123456789012",
     instance_type="m5.24xlarge",
     region="r",
     zone="z",

@@ -186,6 +186,7 @@ class MemoryMetadata:
         primary = view.enis[0]
         return Instance(
             instance_id=self._instance_id,
+            account_id=view.vpc.account_id,
             instance_type=view.instance.instance_type,
             region=view.vpc.region,
             zone=view.instance.availability_zone,
@@ -194,6 +195,12 @@ class MemoryMetadata:
             vpc_id=view.vpc.vpc_id,
             vpc_cidrs=view.vpc.cidrs,
         )
+
+    async def vpc_cidrs(self, _mac: Mac) -> tuple[IPv4Network, ...]:
+        """See `ImdsMetadata.vpc_cidrs`: one item."""
+        await self._read(1)
+        view = self._vpc.imds_view(self._instance_id, self._clock())
+        return view.vpc.cidrs if view else ()
 
     async def subnet_cidr(self, mac: Mac) -> IPv4Network | None:
         """See `Metadata.subnet_cidr`: one item."""

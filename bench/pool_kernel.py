@@ -48,6 +48,10 @@ class MemoryKernel:
     async def set_vpc_cidrs(self, _cidrs: Sequence[IPv4Network]) -> None:
         """Packets are not simulated."""
 
+    async def count_leaving(self) -> int:
+        """As on a node whose pods stay inside the VPC."""
+        return 0
+
     async def wait_for_eni_link(self, mac: Mac, timeout_s: float) -> None:
         """See `Datapath.wait_for_eni_link`."""
         try:

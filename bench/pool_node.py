@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import IPv4Network
 from itertools import count
 
@@ -19,6 +20,7 @@ from agent.ipam.plan import EniSite, PoolPolicy, Surroundings
 from agent.ipam.pool import Pool
 from agent.ipam.recovery import recover
 from agent.runtime.reconciler import Reconciler
+from agent.vpc_cidrs import VpcCidrs
 from bench.pool_cloud import MemoryClient, MemoryCloud, MemoryMetadata
 from bench.pool_kernel import MemoryKernel
 from sim.model.config import REALISTIC_TIMINGS, SubnetConfig, VpcConfig
@@ -45,7 +47,7 @@ class _Agent:
     cloud: MemoryCloud
     pool: Pool
     attachments: Attachments
-    loop: asyncio.Task[None]
+    loops: tuple[asyncio.Task[None], ...]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -127,8 +129,16 @@ class EnokiNode:
             policy=AttachmentPolicy(cooldown_s=COOLDOWN_S, mtu=9001),
             clock=self._clock,
         )
-        running = self._group.create_task(loop.run(), name="pool")
-        self._agent = _Agent(cloud=cloud, pool=pool, attachments=attachments, loop=running)
+        vpc_cidrs = VpcCidrs(
+            read=partial(self.metadata.vpc_cidrs, instance.primary_mac),
+            write=self._kernel.set_vpc_cidrs,
+            count_leaving=self._kernel.count_leaving,
+            known=instance.vpc_cidrs,
+            clock=self._clock,
+        )
+        loops = loop, Reconciler("vpc_cidrs", vpc_cidrs.step, timeout_s=_TURN_S, draw=self._random.random)
+        running = tuple(self._group.create_task(each.run(), name=each.name) for each in loops)
+        self._agent = _Agent(cloud=cloud, pool=pool, attachments=attachments, loops=running)
 
     async def restart(self) -> None:
         """End the agent and start another; the kernel and EC2 stay as they are."""
@@ -143,7 +153,8 @@ class EnokiNode:
 
     async def _end(self) -> None:
         agent, self._agent = self._running(), None
-        agent.loop.cancel()
+        for loop in agent.loops:
+            loop.cancel()
         agent.attachments.turn_away()
         await agent.attachments.drain(1.0)
         await agent.pool.close()

@@ -83,6 +83,7 @@ async def _measure(paths: list[str]) -> dict[str, list[float]]:
         await datapath.prepare_node(
             Instance(
                 instance_id="i-0",
+                account_id="123456789012",
                 instance_type="m5.large",
                 region="r",
                 zone="z",

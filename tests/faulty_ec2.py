@@ -110,6 +110,7 @@ class _Client(MemoryClient):
         answer = await super().describe_network_interfaces(**request)
         seen = self._vpc.visible(self._clock())
         for one in answer["NetworkInterfaces"]:
+            one["OwnerId"] = seen.vpc.account_id
             one["Description"] = seen.enis[one["NetworkInterfaceId"]].description
         return answer
 

@@ -77,6 +77,9 @@ class MemoryKernel:
     async def set_vpc_cidrs(self, _cidrs: Sequence[IPv4Network]) -> None:
         raise _not_the_pools_business()
 
+    async def count_leaving(self) -> int:
+        raise _not_the_pools_business()
+
     async def wire(self, _wiring: PodWiring) -> Wired:
         raise _not_the_pools_business()
 

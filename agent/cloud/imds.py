@@ -72,6 +72,7 @@ class ImdsMetadata:
             identity = json.loads(document)
             return Instance(
                 instance_id=identity["instanceId"],
+                account_id=identity["accountId"],
                 instance_type=identity["instanceType"],
                 region=identity["region"],
                 zone=identity["availabilityZone"],

@@ -44,9 +44,14 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stray:
-    """An available ENI, as a describe shows it. in_use: EC2 says that it is attached or on its way."""
+    """An available ENI, as a describe shows it.
+
+    account_id: whose it is; in a shared VPC not only ours are listed. in_use: EC2 says that it is attached or on its
+    way.
+    """
 
     eni_id: EniId
+    account_id: str
     description: str
     tags: Mapping[str, str]
     in_use: bool = False
@@ -58,13 +63,16 @@ class Stray:
 
 
 def judge(
-    stray: Stray, *, instance_id: str, cluster_name: str, now: datetime, seen_s: float | None
+    stray: Stray, *, instance_id: str, account_id: str, cluster_name: str, now: datetime, seen_s: float | None
 ) -> tuple[Standing, str]:
     """What a stray is to the instance that asks, and why.
 
-    now: an aware time. seen_s: seconds since a sweep first saw it; None when this one is the first.
+    account_id: the instance's. now: an aware time. seen_s: seconds since a sweep first saw it; None when this one is
+    the first.
     """
     owner_id = stray.owner_id
+    if stray.account_id != account_id:
+        return Standing.LEAVE, f'it belongs to account "{stray.account_id}"'
     if stray.in_use:
         return Standing.LEAVE, "it is attached"
     if not _INSTANCE_ID.fullmatch(owner_id):

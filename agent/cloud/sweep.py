@@ -85,6 +85,7 @@ class LeakSweep:
             standing, why = judge(
                 stray,
                 instance_id=self._instance.instance_id,
+                account_id=self._instance.account_id,
                 cluster_name=self._policy.cluster_name,
                 now=now,
                 seen_s=now_s - self._seen_s[stray.eni_id],
@@ -104,6 +105,7 @@ class LeakSweep:
             {"Name": "tag-key", "Values": [tags.INSTANCE_ID]},
             {"Name": "status", "Values": ["available"]},
             {"Name": "vpc-id", "Values": [self._instance.vpc_id]},
+            {"Name": "owner-id", "Values": [self._instance.account_id]},
             {"Name": "description", "Values": [f"{DESCRIPTION_PREFIX}*"]},
         ]
         if self._policy.cluster_name:
@@ -162,6 +164,7 @@ class LeakSweep:
 def _stray(answer: NetworkInterfaceTypeDef) -> Stray:
     return Stray(
         eni_id=EniId(answer["NetworkInterfaceId"]),
+        account_id=answer.get("OwnerId", ""),
         description=answer.get("Description", ""),
         tags=answers.tags(answer.get("TagSet", ())),
         in_use="Attachment" in answer,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import ParamSpec, TypeVar
 
-from agent.datapath import compare, conntrack, enis, names, pods, released, seen, shaping, sysctls, trace
+from agent.datapath import compare, conntrack, enis, leaving, names, pods, released, seen, shaping, sysctls, trace
 from agent.datapath.cooling import CoolingSet
 from agent.datapath.damping import Damping
 from agent.datapath.desired import (
@@ -105,6 +105,9 @@ class KernelDatapath:
         """Raises: KernelFailed; InvalidRequest for no CIDR at all, which would translate every packet inside the
         VPC."""
         await self._threads.nftables("replacing the VPC's CIDRs", self._firewall.set_vpc_cidrs, _some(cidrs))
+
+    async def count_leaving(self) -> int:
+        return await self._threads.netlink("counting connections", leaving.count_leaving)
 
     async def wait_for_eni_link(self, mac: Mac, timeout_s: float) -> None:
         with self._monitor.expecting(mac) as changed:

@@ -61,11 +61,11 @@ class Account:
 
 def account(seen: Observation, policy: PoolPolicy) -> Account:
     """Add up an observation."""
-    enis = tuple(eni for eni in seen.enis if is_open(eni, policy) and not eni.leaving and _counts(eni, seen.now_s))
+    enis = _serving(seen, policy)
     coming = sum(asked_count(action) for action in seen.in_flight)
     creating = sum(isinstance(action, CreateEni) for action in seen.in_flight)
     new_enis = max(0, eni_limit(seen.limits, policy) - _taken_count(seen, policy) - creating)
-    demand = sum(eni.busy_count for eni in enis) + seen.waiter_count + seen.announced_count
+    demand = demand_count(seen, policy)
     capacity = sum(_capacity(seen, policy, eni) for eni in enis)
     capacity += (creating + new_enis) * seen.limits.slots * _new_block_size(seen, policy)
     return Account(
@@ -77,6 +77,15 @@ def account(seen: Observation, policy: PoolPolicy) -> Account:
         needed_count=bounded_need(seen, policy, demand, capacity),
         new_eni_count=new_enis,
     )
+
+
+def demand_count(seen: Observation, policy: PoolPolicy) -> int:
+    """Addresses that are busy, waited for, or announced."""
+    return sum(eni.busy_count for eni in _serving(seen, policy)) + seen.waiter_count + seen.announced_count
+
+
+def _serving(seen: Observation, policy: PoolPolicy) -> tuple[EniUsage, ...]:
+    return tuple(eni for eni in seen.enis if is_open(eni, policy) and not eni.leaving and _counts(eni, seen.now_s))
 
 
 def bounded_need(seen: Observation, policy: PoolPolicy, demand_count: int, capacity_count: int) -> int:
@@ -94,14 +103,21 @@ def is_open(eni: EniUsage, policy: PoolPolicy) -> bool:
 
 def is_stock(seen: Observation, policy: PoolPolicy, eni: EniUsage, kind: BlockKind) -> bool:
     """Whether free addresses in a block of that kind on that ENI are what the pool wants to hold."""
-    poor = seen.fragmented_subnets | seen.short_subnets.keys() | seen.blocked_subnets
-    return kind is policy.kind or (policy.prefix_delegation and eni.eni.subnet_id in poor)
+    return kind in _stock_kinds(seen, policy, eni)
+
+
+def _stock_kinds(seen: Observation, policy: PoolPolicy, eni: EniUsage) -> frozenset[BlockKind]:
+    subnet_id = eni.eni.subnet_id
+    is_poor = any(
+        subnet_id in poor for poor in (seen.fragmented_subnets, seen.short_subnets.keys(), seen.blocked_subnets)
+    )
+    return frozenset(BlockKind) if policy.prefix_delegation and is_poor else frozenset((policy.kind,))
 
 
 def stock_count(seen: Observation, policy: PoolPolicy, eni: EniUsage) -> int:
     """Free addresses of an ENI that count as warm."""
-    wanted = {kind for kind in BlockKind if is_stock(seen, policy, eni, kind)}
-    return sum(usage.free_count for usage in eni.blocks if usage.block.kind in wanted)
+    wanted = _stock_kinds(seen, policy, eni)
+    return sum(usage.free_count for usage in eni.blocks if usage.free_count and usage.block.kind in wanted)
 
 
 def strays(seen: Observation, policy: PoolPolicy, eni: EniUsage) -> list[BlockUsage]:
@@ -109,8 +125,8 @@ def strays(seen: Observation, policy: PoolPolicy, eni: EniUsage) -> list[BlockUs
 
     On an ENI that is not open (any more) that is every free block; they may be of both kinds there.
     """
-    wanted = {kind for kind in BlockKind if is_stock(seen, policy, eni, kind)} if is_open(eni, policy) else set()
-    found = [usage for usage in eni.blocks if usage.is_free and usage.block.kind not in wanted]
+    wanted = _stock_kinds(seen, policy, eni) if is_open(eni, policy) else frozenset()
+    found = [usage for usage in eni.blocks if usage.free_count and usage.block.kind not in wanted and usage.is_free]
     return sorted(found, key=lambda usage: usage.changed_s)
 
 
@@ -136,13 +152,14 @@ def _taken_count(seen: Observation, policy: PoolPolicy) -> int:
 
 def _capacity(seen: Observation, policy: PoolPolicy, eni: EniUsage) -> int:
     """What an ENI can have when what is free of the other kind has been given back."""
-    leaving = {usage.block for usage in strays(seen, policy, eni)}
-    staying = [usage for usage in eni.blocks if usage.block not in leaving]
+    wanted = _stock_kinds(seen, policy, eni)
+    leaving = strays(seen, policy, eni)
     have = sum(
-        usage.block.kind.address_count if is_stock(seen, policy, eni, usage.block.kind) else usage.busy_count
-        for usage in staying
+        usage.block.kind.address_count if usage.block.kind in wanted else usage.busy_count for usage in eni.blocks
     )
-    return have + (seen.limits.slots - len(staying)) * block_size(seen, policy, eni.eni.subnet_id)
+    have -= sum(usage.block.kind.address_count if usage.block.kind in wanted else 0 for usage in leaving)
+    slots = seen.limits.slots - len(eni.blocks) + len(leaving)
+    return have + slots * block_size(seen, policy, eni.eni.subnet_id)
 
 
 def block_size(seen: Observation, policy: PoolPolicy, subnet_id: SubnetId) -> int:

@@ -66,17 +66,21 @@ class BlockKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """The unit in which EC2 grants addresses to an ENI: one secondary address (/32), a /28 or a /80 prefix."""
+    """The unit in which EC2 grants addresses to an ENI: one secondary address (/32), a /28 or a /80 prefix.
+
+    kind: follows from the network; kept, because a plan asks for it some thousand times.
+    """
 
     network: Network
+    kind: BlockKind = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        kind = BlockKind.IPV4_PREFIX if self.is_prefix else BlockKind.IPV4_ADDRESS
+        object.__setattr__(self, "kind", kind)
 
     @property
     def is_prefix(self) -> bool:
         return self.network.prefixlen < self.network.max_prefixlen
-
-    @property
-    def kind(self) -> BlockKind:
-        return BlockKind.IPV4_PREFIX if self.is_prefix else BlockKind.IPV4_ADDRESS
 
     def addresses(self) -> tuple[Address, ...]:
         """Every address of the block, ascending."""
@@ -171,6 +175,7 @@ class Instance:
     """This node, as IMDS identifies it. Facts that do not change while the instance runs, but for `vpc_cidrs`."""
 
     instance_id: str
+    account_id: str
     instance_type: str
     region: str
     zone: str

@@ -39,7 +39,7 @@ def plan(seen: Observation, policy: PoolPolicy) -> Plan:
         actions=actions,
         reason=why,
         short_count=sums.short_count,
-        recheck_after_s=_RECHECK_SETTLED_S if _is_settled(seen, policy, sums) else _RECHECK_SURPLUS_S,
+        recheck_after_s=_RECHECK_SETTLED_S if _is_settled(seen, policy, sums) else _recheck_surplus_s(policy),
     )
 
 
@@ -66,6 +66,11 @@ def _decide(seen: Observation, policy: PoolPolicy, sums: Account) -> tuple[tuple
     if seen.waiter_count or sums.coming_count or seen.shrink_held:
         return (), numbers
     return shrink(seen, policy, sums, numbers)
+
+
+def _recheck_surplus_s(policy: PoolPolicy) -> float:
+    """No settle time ends long before somebody looks."""
+    return max(1.0, min(_RECHECK_SURPLUS_S, policy.settle_addresses_s, policy.settle_enis_s))
 
 
 def _is_settled(seen: Observation, policy: PoolPolicy, sums: Account) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from agent.errors import AgentError, CloudFailed, TryAgain
 from agent.events.model import Publish, publish_nowhere
-from agent.ipam.account import account
+from agent.ipam.account import demand_count
 from agent.ipam.breakers import Breakers
 from agent.ipam.demand import DemandHistory
 from agent.ipam.executor import Executor
@@ -240,7 +240,7 @@ class Pool:
             growth_held=self._breakers.is_open(GROW) or self._lookout.is_distrusted,
             shrink_held=self._breakers.is_open(SHRINK),
         )
-        self._demand.note(account(seen, self._policy).demand_count, now_s)
+        self._demand.note(demand_count(seen, self._policy), now_s)
         return replace(
             seen,
             peak_demand_count=self._demand.peak_count(now_s, self._policy.settle_addresses_s),

@@ -36,6 +36,8 @@ class Record:
     )
     tallies: dict[Block, _Tally] = field(default_factory=dict)
     free_by_kind: Counter[BlockKind] = field(default_factory=Counter)
+    _blocks: tuple[BlockUsage, ...] | None = None
+    """Of the last `usage`, for as long as it is true: most turns of the pool change one ENI."""
 
     @property
     def usable(self) -> bool:
@@ -43,6 +45,7 @@ class Record:
 
     def file(self, address: Address, state: AddressState, block: Block, since_s: float) -> None:
         """Count a listed address in."""
+        self._blocks = None
         self.buckets[state][address] = None
         tally = self.tallies.setdefault(block, _Tally())
         tally.listed_count += 1
@@ -54,6 +57,7 @@ class Record:
 
     def unfile(self, address: Address, state: AddressState, block: Block) -> None:
         """Count it out again. A block without listed addresses is none of this ENI's."""
+        self._blocks = None
         del self.buckets[state][address]
         tally = self.tallies[block]
         tally.listed_count -= 1
@@ -66,6 +70,17 @@ class Record:
 
     def usage(self) -> EniUsage:
         """The ENI as the planner and the API see it."""
+        if self._blocks is None:
+            self._blocks = tuple(
+                BlockUsage(
+                    block=block,
+                    listed_count=tally.listed_count,
+                    busy_count=tally.busy_count,
+                    free_count=len(tally.free),
+                    changed_s=tally.changed_s,
+                )
+                for block, tally in self.tallies.items()
+            )
         return EniUsage(
             eni=self.eni,
             ready=self.table_id is not None,
@@ -76,14 +91,5 @@ class Record:
             quarantined_count=len(self.buckets[AddressState.QUARANTINED]),
             retiring_count=len(self.buckets[AddressState.RETIRING]),
             free=tuple(self.buckets[AddressState.FREE]),
-            blocks=tuple(
-                BlockUsage(
-                    block=block,
-                    listed_count=tally.listed_count,
-                    busy_count=tally.busy_count,
-                    free_count=len(tally.free),
-                    changed_s=tally.changed_s,
-                )
-                for block, tally in self.tallies.items()
-            ),
+            blocks=self._blocks,
         )

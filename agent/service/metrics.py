@@ -29,7 +29,7 @@ _SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25
 
 _NO_ADDRESS = frozenset(
     {Cause.POOL_EMPTY, Cause.POOL_EMPTY_COOLING, Cause.ENI_ATTACHING, Cause.INSTANCE_LIMIT, Cause.SUBNET_EXHAUSTED}
-    | {Cause.SUBNET_FRAGMENTED}
+    | {Cause.SUBNET_FRAGMENTED, Cause.ENI_DETACHING, Cause.NODE_CORDONED, Cause.PROVISIONED_ELSEWHERE}
 )
 _STATES = ("free", "held", "cooling", "retiring", "quarantined")
 

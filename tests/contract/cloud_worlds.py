@@ -114,6 +114,7 @@ def _described(client: Any, instance_id: str) -> tuple[Instance, str]:
     [vpc] = client.describe_vpcs(VpcIds=[eni["VpcId"]])["Vpcs"]
     instance = Instance(
         instance_id=instance_id,
+        account_id=eni["OwnerId"],
         instance_type=answer["InstanceType"],
         region=REGION,
         zone=answer["Placement"]["AvailabilityZone"],

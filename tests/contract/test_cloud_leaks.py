@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -72,8 +73,8 @@ def asked(world: SimWorld) -> list[str]:
     return [call.action for call in world.calls.listed()]
 
 
-async def sweeps(world: SimWorld, count: int = 1, at: Time | None = None) -> list[float]:
-    """Turn until `count` sweeps were made; the pauses after each."""
+async def sweeps(world: SimWorld, count: int = 1, at: Time | None = None, account_id: str | None = None) -> list[float]:
+    """Turn until `count` sweeps were made; the pauses after each. account_id: the node's, if it is not EC2's."""
     at = at or Time()
     pauses: list[float] = []
     async with adapter(world) as cloud:
@@ -81,7 +82,7 @@ async def sweeps(world: SimWorld, count: int = 1, at: Time | None = None) -> lis
         sweep = LeakSweep(
             client=cloud._client,
             calls=cloud._calls,
-            instance=world.instance,
+            instance=replace(world.instance, account_id=account_id or world.instance.account_id),
             policy=POLICY,
             clock=at.clock,
             now=at.wall,
@@ -135,6 +136,14 @@ async def test_malformed_tags_young_ones_and_strangers_stay(world: SimWorld) -> 
         a_leak(world, tags={"node.k8s.amazonaws.com/no_manage": "true"}),
     }
     await sweeps(world)
+    assert available(world) == kept
+
+
+async def test_what_another_account_has_in_a_shared_vpc_stays(world: SimWorld) -> None:
+    kept = {a_leak(world), a_leak(world, "i-0123456789abcdef0")}
+    world.calls.clear()
+    await sweeps(world, account_id="210987654321")
+    assert asked(world) == ["DescribeNetworkInterfaces"]
     assert available(world) == kept
 
 

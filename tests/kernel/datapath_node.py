@@ -46,6 +46,7 @@ _count = itertools.count()
 
 INSTANCE = Instance(
     instance_id="i-0123456789abcdef0",
+    account_id="123456789012",
     instance_type="m5.large",
     region="eu-test-1",
     zone="eu-test-1a",

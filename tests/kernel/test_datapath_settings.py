@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
@@ -9,11 +10,12 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from agent.datapath import leaving
 from agent.datapath.kernel import KernelDatapath
 from agent.datapath.policy import DatapathPolicy
 from agent.errors import InvalidRequest
 from agent.ipam.model import AttachmentKey
-from agent.vpc_cidrs import EVERY_S, VpcCidrs
+from agent.vpc_cidrs import VpcCidrs
 from tests.kernel.datapath_node import (
     INTERNET,
     NODE,
@@ -133,16 +135,36 @@ async def test_the_vpcs_cidrs_are_written_only_when_they_differ(node: Node) -> N
             written.append(tuple(cidrs))
             await datapath.set_vpc_cidrs(cidrs)
 
-        loop = VpcCidrs(read, write, (VPC,))
+        now_s = 0.0
+        count = datapath.count_leaving
+        loop = VpcCidrs(read=read, write=write, count_leaving=count, known=(VPC,), clock=lambda: now_s)
         container = node.container()
         await datapath.wire(node.wiring(container, PRIMARY_PODS[0]))
         seen_as = []
         for _ in range(4):
-            assert await loop.step() == EVERY_S <= 30
+            now_s += 90.0
+            await loop.step()
             with container.udp() as client, node.fabric.udp(INTERNET) as internet:
                 seen_as.append(exchange(client, internet, INTERNET))
     assert written == [(VPC, IPv4Network("203.0.113.0/24")), (VPC,)]
     assert seen_as == [NODE, PRIMARY_PODS[0], PRIMARY_PODS[0], NODE]
+
+
+async def test_the_kernel_counts_what_leaves_the_vpc(node: Node) -> None:
+    async with datapath_running() as datapath:
+        pod = await _secondary_pod(node, datapath)
+        with pod.udp() as client, node.fabric.udp(OTHER_NODE) as other, node.fabric.udp(INTERNET) as internet:
+            exchange(client, other, OTHER_NODE)
+            assert await datapath.count_leaving() == 0
+            exchange(client, internet, INTERNET)
+            exchange(client, internet, INTERNET)
+            assert await datapath.count_leaving() == 1, "one connection, and its first packet only"
+    async with datapath_running(dataclasses.replace(DEFAULT, external_snat=True)) as datapath:
+        with pod.udp() as client, node.fabric.udp(OTHER_NODE) as other:
+            exchange(client, other, OTHER_NODE)
+        assert await datapath.count_leaving() == 0
+    node.netns.run("nft", "delete", "table", "inet", "enoki")
+    assert await asyncio.to_thread(leaving.count_leaving) == 0
 
 
 async def test_sets_survive_a_rebuild_of_the_table(node: Node) -> None:

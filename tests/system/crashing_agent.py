@@ -66,15 +66,16 @@ class Crash:
     step: int
 
 
-def restart(agent_socket: Path, crash: Crash, *, kill: bool) -> list[str]:
+def restart(agent_socket: Path, crash: Crash | None, *, kill: bool) -> list[str]:
     """Start the agent anew and return when it is ready; the steps its predecessor took.
 
-    kill: SIGKILL the predecessor now; otherwise it is expected to die by itself, at its own step.
+    crash: when the new one dies by itself; None for never. kill: SIGKILL the predecessor now; otherwise it is expected
+    to die by itself, at its own step.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
         control.settimeout(2 * PATIENCE_S)
         control.connect(_control_path(agent_socket))
-        control.sendall(json.dumps({"crash": asdict(crash), "kill": kill}).encode())
+        control.sendall(json.dumps({"crash": crash and asdict(crash), "kill": kill}).encode())
         reply = json.loads(control.recv(1 << 20))
     assert "error" not in reply, reply["error"]
     steps: list[str] = reply["steps"]
@@ -254,7 +255,7 @@ def main() -> None:
                 told = json.loads(control.recv(4096))
                 try:
                     steps = nursery.end(kill=told["kill"])
-                    nursery.start(Crash(**told["crash"]))
+                    nursery.start(told["crash"] and Crash(**told["crash"]))
                     reply: dict[str, object] = {"steps": steps}
                 except RuntimeError as problem:
                     reply = {"error": str(problem)}

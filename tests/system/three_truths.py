@@ -142,27 +142,36 @@ class Ec2:
 
     def pod_addresses(self, node: LabNode) -> set[str]:
         """Secondary addresses of every ENI of a node, those of prefixes included."""
-        every = [address for eni in self._enis(node) for address in eni["PrivateIpAddresses"]]
+        every = [address for eni in self.enis(node) for address in eni["PrivateIpAddresses"]]
         single = {address["PrivateIpAddress"] for address in every if not address["Primary"]}
         return single | {str(address) for prefix in self.prefixes(node) for address in prefix}
 
     def prefixes(self, node: LabNode) -> set[IPv4Network]:
         """The /28 prefixes of every ENI of a node."""
-        return {IPv4Network(one["Ipv4Prefix"]) for eni in self._enis(node) for one in eni.get("Ipv4Prefixes", ())}
+        return {IPv4Network(one["Ipv4Prefix"]) for eni in self.enis(node) for one in eni.get("Ipv4Prefixes", ())}
 
     def prefix_of(self, node: LabNode, address: str) -> IPv4Network | None:
         """The prefix an address is part of; None for a single address."""
         return next((prefix for prefix in self.prefixes(node) if IPv4Address(address) in prefix), None)
 
-    def _enis(self, node: LabNode) -> list[Any]:
+    def enis(self, node: LabNode) -> list[Any]:
+        """What is attached to a node, as EC2 describes it."""
         of_node = [{"Name": "attachment.instance-id", "Values": [node.instance_id]}]
         found: list[Any] = self._client.describe_network_interfaces(Filters=of_node)["NetworkInterfaces"]
         return found
 
+    def available_enis(self) -> list[Any]:
+        """What is attached to nothing."""
+        available = [{"Name": "status", "Values": ["available"]}]
+        found: list[Any] = self._client.describe_network_interfaces(Filters=available)["NetworkInterfaces"]
+        return found
+
+    def delete_eni(self, eni_id: str) -> None:
+        self._client.delete_network_interface(NetworkInterfaceId=eni_id)
+
     def take_pod_addresses(self, node: LabNode) -> None:
         """Unassign them all; the node's agent must not run."""
-        of_node = [{"Name": "attachment.instance-id", "Values": [node.instance_id]}]
-        for eni in self._client.describe_network_interfaces(Filters=of_node)["NetworkInterfaces"]:
+        for eni in self.enis(node):
             own = [one["PrivateIpAddress"] for one in eni["PrivateIpAddresses"] if not one["Primary"]]
             if own:
                 self._client.unassign_private_ip_addresses(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,16 +20,25 @@ class VpcControl:
         self._url = vpc.announced["control"]
 
     @contextmanager
-    def fault(self, action: str, *, times: int | None = None, **effect: Any) -> Iterator[None]:
-        """Every call of `action` (or the next `times`) has this effect until the block ends; see `sim/faults.py`."""
+    def fault(self, action: str, *, times: int | None = None, **effect: Any) -> Iterator[Callable[[], int]]:
+        """Every call of `action` (or the next `times`) has this effect until the block ends; see `sim/faults.py`.
+
+        Gives a function that asks how often it has struck.
+        """
         answer = httpx.post(
             f"{self._url}/faults", json={"action": action, "effect": effect, "times": times}, timeout=TIMEOUT_S
         )
         answer.raise_for_status()
+        fault_id = answer.json()["fault_id"]
+
+        def hit_count() -> int:
+            listed = httpx.get(f"{self._url}/faults", timeout=TIMEOUT_S).raise_for_status().json()
+            return next(int(one["hit_count"]) for one in listed if one["fault_id"] == fault_id)
+
         try:
-            yield
+            yield hit_count
         finally:
-            httpx.delete(f"{self._url}/faults/{answer.json()['fault_id']}", timeout=TIMEOUT_S).raise_for_status()
+            httpx.delete(f"{self._url}/faults/{fault_id}", timeout=TIMEOUT_S).raise_for_status()
 
     def calls(self, action: str) -> list[dict[str, Any]]:
         """EC2 calls of one action so far, oldest first."""

@@ -104,6 +104,7 @@ def test_tags_decide_who_manages_it() -> None:
 
 INSTANCE = Instance(
     instance_id="i-me",
+    account_id="123456789012",
     instance_type="m5.large",
     region="us-west-2",
     zone="us-west-2a",

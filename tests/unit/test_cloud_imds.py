@@ -23,6 +23,7 @@ ITEMS = {
     "dynamic/instance-identity/document": json.dumps(
         {
             "instanceId": "i-me",
+            "accountId": "123456789012",
             "instanceType": "m5.large",
             "region": "us-west-2",
             "availabilityZone": "us-west-2a",
@@ -88,6 +89,7 @@ async def test_the_instance_costs_one_token_and_four_items() -> None:
     async with client(service) as metadata:
         assert await metadata.instance() == Instance(
             instance_id="i-me",
+            account_id="123456789012",
             instance_type="m5.large",
             region="us-west-2",
             zone="us-west-2a",

@@ -11,6 +11,7 @@ from agent.cloud.leaks import GRACE_S, Standing, Stray, created_at, gone, judge
 from agent.ipam.model import EniId
 
 US, THEM = "i-0aaaaaaaaaaaaaaaa", "i-0bbbbbbbbbbbbbbbb"
+ACCOUNT = "123456789012"
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 OLD, YOUNG = "2026-03-01T11:50:00Z", "2026-03-01T11:58:00Z"
 INSTANCE, CREATED = "node.k8s.amazonaws.com/instance_id", "node.k8s.amazonaws.com/createdAt"
@@ -21,13 +22,14 @@ def a_stray(owner: str = US, created: str | None = OLD, **tags: str) -> Stray:
     own = {INSTANCE: owner, CLUSTER: "blue"} | ({} if created is None else {CREATED: created})
     return Stray(
         eni_id=EniId("eni-1"),
+        account_id=ACCOUNT,
         description=f"aws-K8S-{owner}",
         tags=own | {key.replace("_", "/"): value for key, value in tags.items()},
     )
 
 
 def standing(stray: Stray, *, cluster: str = "blue", seen_s: float | None = 0.0, now: datetime = NOW) -> Standing:
-    return judge(stray, instance_id=US, cluster_name=cluster, now=now, seen_s=seen_s)[0]
+    return judge(stray, instance_id=US, account_id=ACCOUNT, cluster_name=cluster, now=now, seen_s=seen_s)[0]
 
 
 def test_an_old_one_is_ours_or_its_owner_must_be_asked_for() -> None:
@@ -68,6 +70,12 @@ def test_without_a_time_two_sightings_are_needed() -> None:
     assert standing(stray, seen_s=None) is Standing.WAIT
     assert standing(stray, seen_s=GRACE_S - 1) is Standing.WAIT
     assert standing(stray, seen_s=GRACE_S) is Standing.OURS
+
+
+@pytest.mark.parametrize("account", ["210987654321", "", ACCOUNT + " "])
+def test_what_another_account_owns_is_left_alone(account: str) -> None:
+    for stray in (a_stray(), a_stray(THEM), a_stray(created=None)):
+        assert standing(replace(stray, account_id=account), seen_s=1e9) is Standing.LEAVE
 
 
 def test_another_cluster_another_use_and_no_manage_are_left_alone() -> None:

@@ -437,3 +437,10 @@ def test_a_job_every_five_minutes_costs_no_call_once_it_has_run(
             node.turn_until_still()
             node.now_s += 30.0
     assert node.calls.total() == 0
+
+
+def test_no_settle_time_ends_long_before_the_next_look() -> None:
+    surplus = seen(usage(0, free=14))
+    for settle_s, recheck_s in ((600.0, 30.0), (10.0, 10.0), (0.0, 1.0)):
+        policy = replace(IP_TARGETS, settle_addresses_s=settle_s, settle_enis_s=900.0)
+        assert plan(surplus, policy).recheck_after_s == recheck_s

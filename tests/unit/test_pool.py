@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from agent.errors import Cause
+from agent.errors import Cause, TryAgain
 from agent.ipam.model import AddressState, BlockKind
 from agent.ipam.plan import PoolPolicy, Surroundings
 from agent.runtime.log import JsonFormatter
@@ -201,6 +201,37 @@ async def test_a_full_instance_says_so_with_numbers() -> None:
         error = await reason_of(asyncio.create_task(world.start_pod("late", deadline_s=10.0)))
         assert error.cause is Cause.POOL_EMPTY_COOLING
         assert error.retry_after_s == pytest.approx(20.0)
+
+
+@virtual_time
+async def test_an_eni_on_its_way_out_is_the_reason_while_another_must_wait_for_it() -> None:
+    async with pool_world(PoolPolicy(warm_eni_target=0), limits=T3_SMALL) as world:
+        await asyncio.gather(*(world.start_pod(f"pod-{number}") for number in range(9)))
+        for number in range(3, 9):
+            world.stop_pod(f"pod-{number}")
+        while not (leaving := [usage for usage in world.pool.view().enis if usage.leaving]):
+            await asyncio.sleep(1.0)
+        pods = [asyncio.create_task(world.start_pod(f"late-{number}", deadline_s=5.0)) for number in range(6)]
+        done, _ = await asyncio.wait(pods)
+        error = next(error for error in (one.exception() for one in done) if isinstance(error, TryAgain))
+        assert error.cause is Cause.ENI_DETACHING
+        assert leaving[0].eni.eni_id in error.message
+        assert error.evidence["detaching"] == len(leaving)
+        assert error.retry_after_s == 5.0
+        await asyncio.gather(*(world.start_pod(f"late-{number}", deadline_s=20.0) for number in range(6)))
+
+
+@virtual_time
+async def test_what_others_provision_is_said_to_be_theirs() -> None:
+    async with pool_world(PoolPolicy(warm_ip_target=1)) as world:
+        await world.start_pod("first")
+        await asyncio.sleep(5.0)
+        world.pool.tell(Surroundings(is_provisioning=False))
+        free_count = world.count(FREE)
+        await asyncio.gather(*(world.start_pod(f"pod-{number}") for number in range(free_count)))
+        error = await reason_of(asyncio.create_task(world.start_pod("late")))
+        assert error.cause is Cause.PROVISIONED_ELSEWHERE
+        assert error.evidence["held"] == 1 + free_count
 
 
 @virtual_time

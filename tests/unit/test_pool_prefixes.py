@@ -11,7 +11,7 @@ from agent.errors import Cause, TryAgain
 from agent.ipam.model import AddressState, Block, BlockKind
 from agent.ipam.plan import EniSite, PoolPolicy, Surroundings
 from tests.ipam_builders import M5_LARGE, OTHER_SUBNET, a_holder, an_eni, eni_id, ip, prefix
-from tests.pool_world import MemoryEc2, PoolWorld, pool_world
+from tests.pool_world import MemoryEc2, PoolWorld, pool_world, reason_of
 from tests.virtual_time import virtual_time
 
 PREFIX, SINGLE = BlockKind.IPV4_PREFIX, BlockKind.IPV4_ADDRESS
@@ -134,8 +134,18 @@ async def test_a_cordoned_node_is_left_alone_until_it_is_not() -> None:
         world.pool.tell(Surroundings(is_schedulable=False))
         before = world.ec2.count("assign")
         await start_pods(world, 16)
-        with pytest.raises(TryAgain, match="no address is free, and the node is cordoned"):
-            await world.start_pod("one-too-many", deadline_s=5.0)
+        error = await reason_of(asyncio.create_task(world.start_pod("one-too-many", deadline_s=5.0)))
+        assert error.cause is Cause.NODE_CORDONED
+        assert "the node is cordoned" in error.message
+        assert (error.evidence["held"], error.evidence["free"], error.evidence["waiting"]) == (16, 0, 1)
+        assert "uncordon it" in error.remedy
+        assert error.retry_after_s == 30.0
+        world.stop_pod("pod-0")
+        error = await reason_of(asyncio.create_task(world.start_pod("one-too-many", deadline_s=5.0)))
+        assert error.cause is Cause.NODE_CORDONED
+        assert error.retry_after_s == pytest.approx(25.0), "an address has cooled then"
+        await asyncio.sleep(25.0)
+        await world.start_pod("17")
         assert world.ec2.count("assign") == before
         waiting = asyncio.create_task(world.start_pod("patient"))
         await asyncio.sleep(1.0)

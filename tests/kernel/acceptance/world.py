@@ -256,6 +256,7 @@ def _host_ports(name: str) -> tuple[PortMapping, ...]:
 def instance_of(primary: EniRecord) -> Instance:
     return Instance(
         instance_id="i-0123456789abcdef0",
+        account_id="123456789012",
         instance_type="m5.large",
         region="us-west-2",
         zone="us-west-2a",

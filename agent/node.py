@@ -145,7 +145,9 @@ class Node:
         self._cluster_loop = Reconciler("kubernetes", self._cluster_step, timeout_s=CLUSTER_TURN_S)
         self._reported = notices.Reported()
         self._findings: frozenset[str] = frozenset()
+        self._cluster_failure: Cause | None = None
         cluster.subscribe(self._cluster_changed)
+        self._note_cluster(self.cluster_failure())
         self.datapath.subscribe_repairs(self._repaired)
 
     @property
@@ -320,7 +322,22 @@ class Node:
 
     def _cluster_changed(self) -> None:
         self.tell(surroundings(self.cluster))
+        self._note_cluster(self.cluster_failure())
         self._cluster_loop.wake()
+
+    def cluster_failure(self) -> AgentError | None:
+        """Why the agent does not know what Kubernetes should tell it; None when it does. Pods start all the same."""
+        site = self.cluster.site()
+        return self.cluster.view().failure or (site if isinstance(site, AgentError) else None)
+
+    def _note_cluster(self, failure: AgentError | None) -> None:
+        before, self._cluster_failure = self._cluster_failure, None if failure is None else failure.cause
+        if failure is not None and failure.cause is not before:
+            told = {"cause": str(failure.cause), "message": failure.message}
+            log.warning("kubernetes_degraded", **failure.evidence | told)
+            self.publish(Kind.KUBERNETES_FAILED, **failure.evidence | told)
+        elif failure is None and before is not None:
+            self.publish(Kind.KUBERNETES_RECOVERED, cause=str(before))
 
     async def _cluster_step(self) -> float:
         """Tell Kubernetes what has changed. Nobody waits for it."""

@@ -122,6 +122,10 @@ class _Views(Collector):
         for loop in self._node.loops():
             loops.add_metric([loop.name], loop.failure_count)
         yield loops
+        kubernetes = GaugeMetricFamily("enoki_kubernetes_failing", "1 while Kubernetes fails to say", labels=["cause"])
+        if (failure := self._node.cluster_failure()) is not None:
+            kubernetes.add_metric([failure.cause], 1)
+        yield kubernetes
         yield from self._calls()
         parts = self._node.parts
         if parts is not None:

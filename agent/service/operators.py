@@ -151,6 +151,7 @@ class AgentOperators(ABC):
         """See `explain.explain_node`."""
         parts = self._node.parts
         view = None if parts is None else parts.pool.view()
+        failure = self._node.cluster_failure()
         events = [one for one in self._desk.journal.events() if one.kind is not Kind.ADDRESS]
         return explain.explain_node(
             explain.NodeFacts(
@@ -161,6 +162,7 @@ class AgentOperators(ABC):
                 troubles=self._troubles(),
                 findings=[] if view is None else [one.message for one in view.findings],
                 short_count=0 if view is None else view.short_count,
+                kubernetes=None if failure is None else condition(failure),
                 events=[event_view(one) for one in events[-SHOWN_EVENT_COUNT:]],
             )
         )

@@ -41,6 +41,7 @@ from agent.runtime.log import event_logger
 from agent.runtime.purpose import purpose
 from agent.runtime.reconciler import Reconciler
 from agent.runtime.startup import Startup
+from agent.surveyed import CloudFacts
 from agent.vpc_cidrs import VpcCidrs
 
 log = event_logger(__name__)
@@ -168,6 +169,26 @@ class Node:
     def budget(self) -> tuple[ActionBudget, ...]:
         """Requests to EC2, and what the node allows itself; none until the node knows who it is."""
         return self._budget()
+
+    @property
+    def pool_policy(self) -> PoolPolicy:
+        return self._policies.pool
+
+    async def rehearse(self) -> CloudFacts | None:
+        """Ask EC2 what it would allow; None when it may not be asked, or nobody knows yet who this node is."""
+        if self.parts is None or not isinstance(self._cloud, Ec2Cloud):
+            return None
+        primary = next((one.eni for one in self.parts.ledger.enis() if one.eni.is_primary), None)
+        return None if primary is None else await self._cloud.rehearse(primary)
+
+    async def imds_failure(self) -> str:
+        """Why IMDS does not answer; empty when it does."""
+        try:
+            async with ImdsMetadata(endpoint=self._policies.metadata_endpoint) as metadata:
+                await metadata.item("meta-data/instance-id")
+        except AgentError as exc:
+            return str(exc)
+        return ""
 
     def host_ifname(self, holder: Holder) -> str:
         """The name of an attachment's host veth."""

@@ -45,6 +45,8 @@ def parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
     add("plan", "what the pool would do now, and why")
     explain = add("explain", "why a pod, or the node, is as it is")
     explain.add_argument("subject", metavar="NAMESPACE/POD|node")
+    doctor = add("doctor", "read-only checks of the node, EC2, IMDS and Kubernetes, each with what to do")
+    doctor.add_argument("--unwell", action="store_true", help="only what is not ok")
     events = add("events", "what happened; with --follow, what happens")
     events.add_argument("-f", "--follow", action="store_true", help="go on until interrupted")
     events.add_argument("--after", type=int, metavar="ID", help="begin after this event; 0 is the oldest known")
@@ -74,6 +76,7 @@ _ANSWERS: dict[str, Callable[[Client, argparse.Namespace], commands.Answer]] = {
     "pool": commands.pool,
     "plan": commands.plan,
     "explain": commands.explain,
+    "doctor": commands.doctor,
     "budget": commands.budget,
     "config": commands.config,
     "trace": commands.trace,

@@ -21,6 +21,10 @@ EXIT_REFUSED = 4
 """The agent does not know what was asked for, or does not allow it."""
 
 
+DOCTOR_S = 120.0
+"""Some seconds; more when EC2 hangs."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What a command found. show: prints it for people. code: the exit code."""
@@ -184,6 +188,20 @@ def explain(client: Client, arguments: argparse.Namespace) -> Answer:
             _print("", _event_table(value["events"]))
 
     return Answer(value=value, show=show, code=EXIT_OK if value["state"] == "ok" else EXIT_UNWELL)
+
+
+def doctor(client: Client, arguments: argparse.Namespace) -> Answer:
+    value = client.get("v1", "doctor", timeout_s=DOCTOR_S)
+    if arguments.unwell:
+        value = {**value, "checks": [one for one in value["checks"] if one["verdict"] in {"failing", "warning"}]}
+
+    def show() -> None:
+        from ctl.tables import table  # noqa: PLC0415
+
+        rows = [(one["verdict"], one["name"], one["message"], one["fix"]) for one in value["checks"]]
+        _print(table(["VERDICT", "CHECK", "FOUND", "FIX"], rows))
+
+    return Answer(value=value, show=show, code=EXIT_OK if value["verdict"] in {"ok", "skipped"} else EXIT_UNWELL)
 
 
 def budget(client: Client, _: argparse.Namespace) -> Answer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -103,8 +103,8 @@ class ServedNode:
     def unavailable(self) -> AgentError | None:
         return None
 
-    cluster_failure = Node.cluster_failure
-    _note_cluster = Node._note_cluster
+    cluster_failure = cast("Callable[[ServedNode], AgentError | None]", Node.cluster_failure)
+    _note_cluster = cast("Callable[[ServedNode, AgentError | None], None]", Node._note_cluster)
     _cluster_failure = None
 
     def note_cluster(self) -> None:

@@ -40,6 +40,7 @@ from agent.datapath.threads import DEADLINE_S, KernelThreads
 from agent.errors import Cause, InvalidRequest, KernelFailed
 from agent.ipam.model import Address, AttachmentKey, Eni, Instance, Mac
 from agent.ports import AttachmentSeen, KernelSeen, PathSeen, PodWiring, PortMapping, Repair, Transport, Wired
+from agent.surveyed import KernelFacts
 
 _log = logging.getLogger(__name__)
 
@@ -182,6 +183,14 @@ class KernelDatapath:
         what = f"tracing {source} to {destination}"
         table = await self._threads.nftables(what, trace.read_table)
         return await self._threads.with_route(what, trace.trace, table, host_ifname, source, destination)
+
+    async def survey(self) -> KernelFacts:
+        """Everything `/v1/doctor` looks at. Reads only."""
+        # Rarely asked for, so that its import waits until then.
+        from agent.datapath import survey  # noqa: PLC0415
+
+        found = await self._threads.nftables("surveying the tables", survey.survey_nftables)
+        return await self._threads.with_route("surveying the kernel", survey.survey, found)
 
     def subscribe(self, wake: Callable[[], None]) -> None:
         self._monitor.subscribe(wake)

@@ -174,6 +174,12 @@ class Node:
     def pool_policy(self) -> PoolPolicy:
         return self._policies.pool
 
+    def identified(self) -> tuple[DatapathPolicy, Instance]:
+        """What the datapath goes by. Raises: TryAgain while nobody knows yet who this node is."""
+        if self.parts is None:
+            raise TryAgain(Cause.AGENT_STARTING, self.startup.waits_for(), retry_after_s=1.0)
+        return self._policies.datapath, self._instance
+
     async def rehearse(self) -> CloudFacts | None:
         """Ask EC2 what it would allow; None when it may not be asked, or nobody knows yet who this node is."""
         if self.parts is None or not isinstance(self._cloud, Ec2Cloud):

@@ -119,7 +119,7 @@ def foreign_marks(ruleset: str) -> Iterator[str]:
 
 def _allows(probe: str) -> bool:
     context = Nftables()
-    context.set_dry_run(True)  # noqa: FBT003 - its name differs between versions
+    context.set_dry_run(True)
     code, _, _ = context.cmd(f"add table inet {_PROBE}; {probe.format(t=_PROBE)}")
     return not code
 

@@ -27,6 +27,7 @@ from agent.service.story import select
 from agent.service.telling import action_view, as_problem, budget_view, event_view, is_about, verdict_of
 from agent.service.views import condition
 from agent.settings import Settings
+from api.adoption_schemas import AdoptionView
 from api.doctor_schemas import DoctorView
 from api.operator_schemas import (
     BudgetView,
@@ -121,6 +122,15 @@ class AgentOperators(ABC):
 
             self._examiner = Examiner(self._node, self._desk.chosen)
         return await self._examiner.examine()
+
+    async def adoption(self) -> AdoptionView:
+        """See `taking_over`."""
+        from agent.service.taking_over import dry_run  # noqa: PLC0415 - rarely asked for
+
+        try:
+            return await dry_run(self._node)
+        except AgentError as exc:
+            raise as_problem(exc) from exc
 
     def metrics(self) -> bytes:
         """See `Metrics`."""

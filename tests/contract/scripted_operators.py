@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 
 from agent.events.journal import Journal
 from agent.service.telling import event_view
+from api.adoption_schemas import AdoptionView
 from api.doctor_schemas import CheckView, DoctorView, VerdictName
 from api.operator_schemas import (
     ActionBudgetView,
@@ -98,6 +99,16 @@ class ScriptedOperators:
                 subject="default/web-1", state=StepState.WAITING, summary=reason.message, steps=[step], events=[]
             )
         raise Problem(404, "Unknown pod", f"{namespace}/{pod} is not known")
+
+    async def adoption(self) -> AdoptionView:
+        return AdoptionView(
+            possible=False,
+            refusals=["aws-node still runs"],
+            pod_count=0,
+            eni_count=0,
+            script="",
+            next_steps=["python -m agent adopt --apply"],
+        )
 
     async def doctor(self) -> DoctorView:
         checks = [

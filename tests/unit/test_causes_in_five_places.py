@@ -136,6 +136,26 @@ async def test_prefixes_in_a_fragmented_subnet() -> None:
             check_five(await served.told(failed, message), FRAGMENTED.cause)
 
 
+@pytest.mark.parametrize("failure", FAILURES[:8], ids=lambda failure: failure.name)
+@virtual_time
+async def test_a_start_that_hangs(failure: Failure) -> None:
+    """The cause of every request is `agent_starting` then; why it starts is in its message and the explanation."""
+    with logged():
+        async with virtual_node(SMALL) as node:
+            node.client.faults.add(Fault(action="DescribeNetworkInterfaces", effect=failure.effect, times=None))
+            starting = asyncio.create_task(node.start())
+            await asyncio.sleep(60.0)
+            served = ServedNode(node)
+            message = await served.add("pod-1")
+            told = await served.told("pod-1", message)
+            check_five(told, Cause.AGENT_STARTING)
+            assert failure.cause in message
+            assert failure.cause in told.explained
+            assert any(line["event"] == "stage_failed" and failure.cause in line["error"] for line in told.lines)
+            node.client.faults.clear()
+            await starting
+
+
 KERNEL = [
     KernelFailed(Cause.KERNEL_REFUSED, "wiring eni0123: no buffer space available", evidence={"errno": "ENOBUFS"}),
     KernelFailed(Cause.NETNS_GONE, "the namespace vanished"),

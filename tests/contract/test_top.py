@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from ctl import top_view
 from ctl.client import Client
 from ctl.top import Top
 from tests.contract.scripted_node import WAIT_S, ScriptedNode, running
+from tests.contract.shim_process import ROOT
 
 METRICS = """\
 enoki_add_step_seconds_bucket{le="0.001",step="wire"} 90.0
@@ -44,6 +47,15 @@ async def test_it_shows_the_node_and_goes_on_when_the_agent_comes_back(tmp_path:
             assert "DescribeNetworkInterfaces" in part("EC2")
             await pilot.press("p")
             await pilot.press("q")
+
+
+def test_without_textual_it_says_how_to_get_it() -> None:
+    program = "import sys; sys.modules['textual'] = None; from ctl.__main__ import main; sys.exit(main(['top']))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pip install 'enoki[top]'" in done.stderr
 
 
 def test_a_prefix_is_a_strip_of_cells() -> None:

@@ -41,6 +41,7 @@ from agent.runtime.log import event_logger
 from agent.runtime.purpose import purpose
 from agent.runtime.reconciler import Reconciler
 from agent.runtime.startup import Startup
+from agent.surveyed import CloudFacts
 from agent.vpc_cidrs import VpcCidrs
 
 log = event_logger(__name__)
@@ -145,7 +146,9 @@ class Node:
         self._cluster_loop = Reconciler("kubernetes", self._cluster_step, timeout_s=CLUSTER_TURN_S)
         self._reported = notices.Reported()
         self._findings: frozenset[str] = frozenset()
+        self._cluster_failure: Cause | None = None
         cluster.subscribe(self._cluster_changed)
+        self._note_cluster(self.cluster_failure())
         self.datapath.subscribe_repairs(self._repaired)
 
     @property
@@ -166,6 +169,32 @@ class Node:
     def budget(self) -> tuple[ActionBudget, ...]:
         """Requests to EC2, and what the node allows itself; none until the node knows who it is."""
         return self._budget()
+
+    @property
+    def pool_policy(self) -> PoolPolicy:
+        return self._policies.pool
+
+    def identified(self) -> tuple[DatapathPolicy, Instance]:
+        """What the datapath goes by. Raises: TryAgain while nobody knows yet who this node is."""
+        if self.parts is None:
+            raise TryAgain(Cause.AGENT_STARTING, self.startup.waits_for(), retry_after_s=1.0)
+        return self._policies.datapath, self._instance
+
+    async def rehearse(self) -> CloudFacts | None:
+        """Ask EC2 what it would allow; None when it may not be asked, or nobody knows yet who this node is."""
+        if self.parts is None or not isinstance(self._cloud, Ec2Cloud):
+            return None
+        primary = next((one.eni for one in self.parts.ledger.enis() if one.eni.is_primary), None)
+        return None if primary is None else await self._cloud.rehearse(primary)
+
+    async def imds_failure(self) -> str:
+        """Why IMDS does not answer; empty when it does."""
+        try:
+            async with ImdsMetadata(endpoint=self._policies.metadata_endpoint) as metadata:
+                await metadata.item("meta-data/instance-id")
+        except AgentError as exc:
+            return str(exc)
+        return ""
 
     def host_ifname(self, holder: Holder) -> str:
         """The name of an attachment's host veth."""
@@ -325,7 +354,22 @@ class Node:
 
     def _cluster_changed(self) -> None:
         self.tell(surroundings(self.cluster))
+        self._note_cluster(self.cluster_failure())
         self._cluster_loop.wake()
+
+    def cluster_failure(self) -> AgentError | None:
+        """Why the agent does not know what Kubernetes should tell it; None when it does. Pods start all the same."""
+        site = self.cluster.site()
+        return self.cluster.view().failure or (site if isinstance(site, AgentError) else None)
+
+    def _note_cluster(self, failure: AgentError | None) -> None:
+        before, self._cluster_failure = self._cluster_failure, None if failure is None else failure.cause
+        if failure is not None and failure.cause is not before:
+            told = {"cause": str(failure.cause), "message": failure.message}
+            log.warning("kubernetes_degraded", **failure.evidence | told)
+            self.publish(Kind.KUBERNETES_FAILED, **failure.evidence | told)
+        elif failure is None and before is not None:
+            self.publish(Kind.KUBERNETES_RECOVERED, cause=str(before))
 
     async def _cluster_step(self) -> float:
         """Tell Kubernetes what has changed. Nobody waits for it."""

@@ -1,7 +1,7 @@
 """For tools that know `aws-node`: the introspection paths and the metrics port of the AWS VPC CNI plugin (v1.23).
 
 Two small ASGI applications, for reading only, on TCP when the settings ask for it. `/v1/pods` has the shape it had
-until the AWS plugin dropped it; what we have no counterpart for (`/v1/eni-configs`) is not answered.
+until the AWS plugin dropped it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ def introspection_app(service: NodeService) -> ASGIApp:
     """GET `/v1/enis`, `/v1/pods` and the two settings paths; every other path lists them, as the AWS plugin does."""
     answers: Mapping[str, Callable[[], Any]] = {
         "/v1/enis": lambda: enis_document(service.enis(), service.allocations()),
+        "/v1/eni-configs": service.eni_config,
         "/v1/pods": lambda: pods_document(service.enis(), service.allocations()),
         "/v1/networkutils-env-settings": lambda: _network_settings(_settings(service)),
         "/v1/ipamd-env-settings": lambda: _pool_settings(_settings(service)),
@@ -37,6 +38,8 @@ def introspection_app(service: NodeService) -> ASGIApp:
     def answer(path: str) -> Response:
         known = answers.get(path)
         body = {"AvailableCommands": list(answers)} if known is None else known()
+        if body is None:
+            return Response("no ENIConfig is known for this node\n", 404, media_type="text/plain")
         return Response(json.dumps(body), media_type="application/json")
 
     return _reading(answer)
@@ -95,10 +98,10 @@ def _eni(eni: EniView, allocations: list[AllocationView]) -> dict[str, Any]:
     return {
         "ID": eni.eni_id,
         "IsPrimary": (eni.card, eni.device) == (0, 0),
-        "IsTrunk": False,
-        "IsEFA": False,
+        "IsTrunk": eni.interface_type == "trunk",
+        "IsEFA": eni.interface_type.startswith("efa"),
         "DeviceNumber": eni.device,
-        "IsExcludedForPodIPs": False,
+        "IsExcludedForPodIPs": eni.excluded,
         "RouteTableID": eni.table_id or 0,
         "SubnetID": eni.subnet_id,
         "AvailableIPv4Cidrs": {
@@ -145,10 +148,10 @@ def _settings(service: NodeService) -> dict[str, Any]:
 
 def _network_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "AWS_EXTERNAL_SERVICE_CIDRS": None,
-        "AWS_VPC_CNI_NODE_PORT_SUPPORT": True,
+        "AWS_EXTERNAL_SERVICE_CIDRS": settings["AWS_EXTERNAL_SERVICE_CIDRS"] or None,
+        "AWS_VPC_CNI_NODE_PORT_SUPPORT": settings["AWS_VPC_CNI_NODE_PORT_SUPPORT"],
         "AWS_VPC_ENI_MTU": settings["AWS_VPC_ENI_MTU"],
-        "AWS_VPC_K8S_CNI_CONNMARK": 0x80,
+        "AWS_VPC_K8S_CNI_CONNMARK": settings["AWS_VPC_K8S_CNI_CONNMARK"],
         "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS": settings["AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS"] or None,
         "AWS_VPC_K8S_CNI_EXTERNALSNAT": settings["AWS_VPC_K8S_CNI_EXTERNALSNAT"],
         "AWS_VPC_K8S_CNI_RANDOMIZESNAT": _RANDOMIZE_SNAT.get(str(settings["AWS_VPC_K8S_CNI_RANDOMIZESNAT"]), 2),
@@ -160,7 +163,7 @@ def _pool_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "WARM_ENI_TARGET": settings["WARM_ENI_TARGET"],
         "WARM_IP_TARGET": settings["WARM_IP_TARGET"],
-        "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG": False,
-        "AWS_MANAGE_ENIS_NON_SCHEDULABLE": True,
+        "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG": settings["AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG"],
+        "AWS_MANAGE_ENIS_NON_SCHEDULABLE": settings["AWS_MANAGE_ENIS_NON_SCHEDULABLE"],
         "ENABLE_SUBNET_DISCOVERY": settings["ENABLE_SUBNET_DISCOVERY"],
     }

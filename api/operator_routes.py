@@ -7,6 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.adoption_schemas import AdoptionView
+from api.doctor_schemas import DoctorView
 from api.names import Namespace, Pod, QueryNamespace, QueryPod, QueryRequestId
 from api.operator_schemas import (
     BudgetView,
@@ -134,6 +136,28 @@ def _understand(router: APIRouter, service: Operators) -> None:
     )
     async def explain_node() -> ExplainView:
         return service.explain_node()
+
+    @router.get(
+        "/v1/doctor",
+        tags=["explain"],
+        summary="Read-only checks, each with what to do",
+        description="Looks at sysctls, systemd-networkd, udev, policy rules, nftables, links, files and limits, asks "
+        "EC2 by DryRun for the actions that are called, and compares with what the agent knows. Changes nothing. EC2 "
+        "is asked at most every 30 s; its last answers count until then. Takes up to some seconds.",
+    )
+    async def doctor() -> DoctorView:
+        return await service.doctor()
+
+    @router.get(
+        "/v1/adoption",
+        tags=["explain"],
+        summary="What taking the node over from aws-node would do (a dry run)",
+        description="Reads aws-node's file and the kernel, and shows the commands or every reason against it. The "
+        "take-over itself is a command on the node, while no agent runs there; `next_steps` has it.",
+        responses=_STARTING,
+    )
+    async def adoption() -> AdoptionView:
+        return await service.adoption()
 
     @router.get(
         "/v1/trace",

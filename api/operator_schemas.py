@@ -187,7 +187,8 @@ class EventView(View):
     """Grows from event to event, over restarts of the agent too. Hand it back as `Last-Event-ID` or `after`."""
     at: datetime
     kind: str
-    """`address`, `eni`, `pool_degraded`, `pool_recovered`, `finding`, `repair` or `cni_failed`."""
+    """`address`, `eni`, `pool_degraded`, `pool_recovered`, `kubernetes_failed`, `kubernetes_recovered`, `finding`,
+    `repair` or `cni_failed`."""
     request_id: str
     """The CNI call it belongs to; empty when it belongs to none."""
     fields: dict[str, Scalar]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from api.adoption_schemas import AdoptionView
+from api.doctor_schemas import DoctorView
 from api.operator_schemas import (
     BudgetView,
     ConfigView,
@@ -41,6 +43,14 @@ class Operators(Protocol):
 
     def budget(self) -> BudgetView:
         """Requests to EC2 so far."""
+        ...
+
+    async def doctor(self) -> DoctorView:
+        """Read-only checks of node, EC2, IMDS and Kubernetes. Some seconds."""
+        ...
+
+    async def adoption(self) -> AdoptionView:
+        """What taking the node over from aws-node would do. Problem 503 while the agent starts."""
         ...
 
     async def explain_pod(self, namespace: str, pod: str) -> ExplainView:

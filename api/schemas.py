@@ -144,6 +144,10 @@ class EniView(View):
     """Routing table of traffic that leaves by this ENI; 254 is the main table; null until the link is set up."""
     managed: bool
     """False for an ENI that belongs to somebody else: counted, never touched."""
+    interface_type: str = "interface"
+    """EC2's InterfaceType: `interface`, `trunk`, `efa`, ..."""
+    excluded: bool = False
+    """Its subnet is not for pods (any more): no new pod gets an address from it."""
     slot_count: Count
     """Blocks (addresses or prefixes) the ENI can have beside its own address."""
     blocks: list[Network]

@@ -153,6 +153,10 @@ class NodeService(Operators, Protocol):
         """Attachments and their addresses; each given argument narrows the answer. Ordered by first address."""
         ...
 
+    def eni_config(self) -> str | None:
+        """The name of the ENIConfig that new ENIs go by; None without custom networking, or while it is not known."""
+        ...
+
     def health(self) -> HealthView:
         """Liveness: whether every loop still turns."""
         ...

@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from ctl import commands
 from ctl.client import Client, Refused, Unreachable
@@ -45,6 +46,13 @@ def parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
     add("plan", "what the pool would do now, and why")
     explain = add("explain", "why a pod, or the node, is as it is")
     explain.add_argument("subject", metavar="NAMESPACE/POD|node")
+    doctor = add("doctor", "read-only checks of the node, EC2, IMDS and Kubernetes, each with what to do")
+    doctor.add_argument("--unwell", action="store_true", help="only what is not ok")
+    add("adopt", "what taking this node over from aws-node would do, and how to do it")
+    bundle = add("support-bundle", "gather what somebody else needs to help, with secrets left out")
+    bundle.add_argument("--file", type=Path, metavar="PATH", help="the archive (default: enoki-HOST-TIME.tar.gz here)")
+    bundle.add_argument("--api-only", action="store_true", help="only what the agent says; no command is run")
+    add("top", "the node, live (needs textual)")
     events = add("events", "what happened; with --follow, what happens")
     events.add_argument("-f", "--follow", action="store_true", help="go on until interrupted")
     events.add_argument("--after", type=int, metavar="ID", help="begin after this event; 0 is the oldest known")
@@ -74,6 +82,8 @@ _ANSWERS: dict[str, Callable[[Client, argparse.Namespace], commands.Answer]] = {
     "pool": commands.pool,
     "plan": commands.plan,
     "explain": commands.explain,
+    "doctor": commands.doctor,
+    "adopt": commands.adopt,
     "budget": commands.budget,
     "config": commands.config,
     "trace": commands.trace,
@@ -92,6 +102,10 @@ def main(argv: list[str] | None = None) -> int:
             sys.stdout.write(script(arguments.shell, made, [word for word in words_of(top) if word.startswith("--")]))
             return commands.EXIT_OK
         client = Client(arguments.socket)
+        if arguments.command == "support-bundle":
+            return commands.support_bundle(client, arguments)
+        if arguments.command == "top":
+            return commands.top(client)
         if arguments.command == "events":
             return commands.events(client, arguments)
         return commands.give(_ANSWERS[arguments.command](client, arguments), arguments.output)

@@ -56,12 +56,14 @@ class Client:
     def __init__(self, socket_path: str | None = None) -> None:
         self.socket_path = socket_path or os.environ.get("ENOKI_SOCKET") or DEFAULT_SOCKET  # noqa: TID251
 
-    def get(self, *steps: str, allow: tuple[int, ...] = (), **query: str | int | None) -> Any:
+    def get(
+        self, *steps: str, allow: tuple[int, ...] = (), timeout_s: float = TIMEOUT_S, **query: str | int | None
+    ) -> Any:
         """GET the path of these steps; the decoded answer. allow: statuses beside 2xx whose body is an answer too.
 
         Raises: Unreachable, Refused.
         """
-        status, body = self._ask("GET", _target(steps, query), None)
+        status, body = self._ask("GET", _target(steps, query), None, timeout_s)
         return _decoded(status, body, allow)
 
     def put(self, *steps: str, body: Mapping[str, Any]) -> Any:
@@ -84,8 +86,15 @@ class Client:
         finally:
             connection.close()
 
-    def _ask(self, method: str, target: str, body: str | None) -> tuple[int, bytes]:
-        connection = _Connection(self.socket_path, TIMEOUT_S)
+    def text(self, *steps: str) -> str:
+        """GET an answer that is not JSON. Raises: Unreachable, Refused."""
+        status, body = self._ask("GET", _target(steps, {}), None)
+        if status // 100 != 2:
+            _decoded(status, body, ())
+        return body.decode("utf-8", "replace")
+
+    def _ask(self, method: str, target: str, body: str | None, timeout_s: float = TIMEOUT_S) -> tuple[int, bytes]:
+        connection = _Connection(self.socket_path, timeout_s)
         headers = {} if body is None else {"content-type": "application/json"}
         try:
             connection.request(method, target, body, headers)

@@ -21,6 +21,10 @@ EXIT_REFUSED = 4
 """The agent does not know what was asked for, or does not allow it."""
 
 
+DOCTOR_S = 120.0
+"""Some seconds; more when EC2 hangs."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What a command found. show: prints it for people. code: the exit code."""
@@ -184,6 +188,59 @@ def explain(client: Client, arguments: argparse.Namespace) -> Answer:
             _print("", _event_table(value["events"]))
 
     return Answer(value=value, show=show, code=EXIT_OK if value["state"] == "ok" else EXIT_UNWELL)
+
+
+def doctor(client: Client, arguments: argparse.Namespace) -> Answer:
+    value = client.get("v1", "doctor", timeout_s=DOCTOR_S)
+    if arguments.unwell:
+        value = {**value, "checks": [one for one in value["checks"] if one["verdict"] in {"failing", "warning"}]}
+
+    def show() -> None:
+        from ctl.tables import table  # noqa: PLC0415
+
+        rows = [(one["verdict"], one["name"], one["message"], one["fix"]) for one in value["checks"]]
+        _print(table(["VERDICT", "CHECK", "FOUND", "FIX"], rows))
+
+    return Answer(value=value, show=show, code=EXIT_OK if value["verdict"] in {"ok", "skipped"} else EXIT_UNWELL)
+
+
+def adopt(client: Client, _: argparse.Namespace) -> Answer:
+    value = client.get("v1", "adoption", timeout_s=DOCTOR_S)
+
+    def show() -> None:
+        for one in value["refusals"]:
+            _print(f"refused: {one}")
+        if value["possible"]:
+            sys.stdout.write(value["script"])
+        _print("", "the agent cannot do it to itself; on the node:")
+        for one in value["next_steps"]:
+            _print(f"  {one}")
+
+    return Answer(value=value, show=show, code=EXIT_OK if value["possible"] else EXIT_UNWELL)
+
+
+def support_bundle(client: Client, arguments: argparse.Namespace) -> int:
+    """Writes a file; its path on standard output."""
+    from ctl import bundle  # noqa: PLC0415
+
+    try:
+        made = bundle.write(client, arguments.file, on_node=not arguments.api_only, said=bundle.to_stderr)
+    except OSError as exc:
+        sys.stderr.write(f"enokictl: {exc}\n")
+        return EXIT_UNWELL
+    sys.stdout.write(f"{made}\n")
+    return EXIT_OK
+
+
+def top(client: Client) -> int:
+    """Until somebody quits."""
+    try:
+        from ctl.top import Top  # noqa: PLC0415
+    except ModuleNotFoundError:
+        sys.stderr.write("enokictl: top needs textual, which is not in the agent's image: pip install 'enoki[top]'\n")
+        return EXIT_USAGE
+    Top(client).run()
+    return EXIT_OK
 
 
 def budget(client: Client, _: argparse.Namespace) -> Answer:

@@ -23,6 +23,7 @@ _COLOUR = {
     "unknown": "yellow",
     "failing": "bold red",
     "failed": "bold red",
+    "warning": "yellow",
     "free": "green",
     "held": "cyan",
     "cooling": "yellow",

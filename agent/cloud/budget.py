@@ -82,6 +82,7 @@ class ActionBudget:
     rate_per_s: what this node allows itself. level_count: its tokens; below 0 while requests wait.
     throttled_count, withheld_count: refused by EC2, and not sent because no token would come in time.
     waited_s: seconds that requests waited for tokens, in all.
+    spent_s: seconds that requests took, in all, by outcome.
     """
 
     action: str
@@ -93,6 +94,7 @@ class ActionBudget:
     withheld_count: int
     waited_s: float
     calls: tuple[CallCount, ...]
+    spent_s: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -106,6 +108,7 @@ class _Account:
     throttled_count: int = 0
     waited_s: float = 0.0
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
+    spent_s: dict[str, float] = field(default_factory=dict)
 
     def refill(self, now_s: float) -> None:
         # The burst shrinks with the rate: a node that was throttled saves no bucketful for later.
@@ -154,9 +157,11 @@ class Budget:
             account.level = (1.0 - _CERTAIN) * (1.0 - self._draw())
         return self.wait_s(action)
 
-    def note(self, action: str, reason: str, outcome: str) -> None:
+    def note(self, action: str, reason: str, outcome: str, duration_s: float = 0.0) -> None:
         """Count a request that has ended."""
-        self._account(action).calls[reason, outcome] += 1
+        account = self._account(action)
+        account.calls[reason, outcome] += 1
+        account.spent_s[outcome] = account.spent_s.get(outcome, 0.0) + duration_s
 
     def counts(self) -> Counter[tuple[str, str]]:
         """Requests that went out, by (action, outcome)."""
@@ -186,6 +191,7 @@ class Budget:
                 CallCount(reason=reason, outcome=outcome, count=count)
                 for (reason, outcome), count in sorted(account.calls.items())
             ),
+            spent_s=dict(account.spent_s),
         )
 
     def _account(self, action: str) -> _Account:

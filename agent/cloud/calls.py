@@ -91,13 +91,14 @@ class CallLedger:
             fields["aws_request_id"] = _request_id(answer)
             return answer
         finally:
-            self.budget.note(action, current_purpose(), str(outcome))
+            duration_s = self._clock() - started_s
+            self.budget.note(action, current_purpose(), str(outcome), duration_s)
             fields = {
                 "action": action,
                 "reason": current_purpose(),
                 **fields,
                 "outcome": str(outcome),
-                "duration_s": round(self._clock() - started_s, 3),
+                "duration_s": round(duration_s, 3),
             }
             if waited_s:
                 fields["waited_s"] = round(waited_s, 3)

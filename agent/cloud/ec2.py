@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -32,11 +32,13 @@ from agent.cloud.limits import bundled_limits
 from agent.cloud.policy import CloudPolicy
 from agent.cloud.removal import Patience
 from agent.cloud.sweep import LeakSweep
-from agent.errors import Cause, CloudFailed, CloudGone, Evidence
+from agent.errors import AgentError, Cause, CloudFailed, CloudGone, Evidence
 from agent.ipam.model import Block, BlockKind, Eni, EniId, Instance, InstanceLimits, Mac, Subnet, SubnetId
 from agent.ports import Metadata
 from agent.runtime.log import event_logger
+from agent.runtime.purpose import purpose
 from agent.runtime.transactions import Transactions
+from agent.surveyed import CloudFacts
 
 if TYPE_CHECKING:
     from types_aiobotocore_ec2 import EC2Client
@@ -145,6 +147,24 @@ class Ec2Cloud:
             clock=asyncio.get_running_loop().time,
             now=self._now,
         )
+
+    async def rehearse(self, primary: Eni) -> CloudFacts:
+        """What EC2 would allow, and what it says of this instance: about fifteen requests. Changes nothing.
+
+        primary: the primary ENI. Never raises an AgentError.
+        """
+        # Rarely asked for, so that its import waits until then.
+        from agent.cloud.rehearsal import Rehearsal  # noqa: PLC0415
+
+        subnets: dict[str, int] | None = None
+        leaked: tuple[str, ...] | None = None
+        with purpose("doctor"):
+            with suppress(AgentError):
+                subnets = {one.subnet_id: one.free_address_count for one in await self.describe_subnets()}
+            with suppress(AgentError):
+                leaked = await self.leak_sweep().unattached()
+            rehearsal = Rehearsal(client=self._client, calls=self._calls, instance=self._instance)
+            return await rehearsal.ask(primary, subnets, leaked)
 
     # --- Reading -----------------------------------------------------------------------------------------------------
 

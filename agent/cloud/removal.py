@@ -59,10 +59,11 @@ async def remove(
     EC2 would not delete it within `patience.whole_s`.
     """
     last: AgentError | None = None
+    unanswered: AgentError | None = None
     try:
         async with asyncio.timeout(patience.whole_s):
             if detach is not None:
-                await _detach(detach)
+                unanswered = await _detach(detach)
                 await _wait_until_unlisted(mac, metadata, patience)
             for attempt in count():
                 try:
@@ -78,6 +79,8 @@ async def remove(
                     return
                 await asyncio.sleep(patience.retry_s * 2 ** min(attempt, 3) * random.uniform(0.75, 1.25))
     except TimeoutError as timeout:
+        if unanswered is not None and last is not None and says_in_use(last):
+            last = unanswered  # it is in use because it was not detached
         raise CloudFailed(
             last.cause if last else Cause.EC2_UNAVAILABLE,
             f"{eni_id} was not deleted within {patience.whole_s:g} s: {last.message if last else 'EC2 did not answer'}",
@@ -86,14 +89,17 @@ async def remove(
         ) from (last or timeout)
 
 
-async def _detach(detach: Callable[[], Awaitable[object]]) -> None:
+async def _detach(detach: Callable[[], Awaitable[object]]) -> AgentError | None:
+    """The error of a request that nobody knows the outcome of."""
     try:
         await detach()
     except CloudFailed as error:
         # Gone, detaching already, or nobody knows: the delete will tell.
-        told_nothing = error.cause is Cause.EC2_UNAVAILABLE or error.evidence.get("code") == "IncorrectState"
-        if not (told_nothing or isinstance(error, CloudGone)):
+        if error.cause is Cause.EC2_UNAVAILABLE:
+            return error
+        if not (error.evidence.get("code") == "IncorrectState" or isinstance(error, CloudGone)):
             raise
+    return None
 
 
 async def _wait_until_unlisted(mac: Mac, metadata: Metadata, patience: Patience) -> None:

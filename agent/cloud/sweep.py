@@ -100,6 +100,13 @@ class LeakSweep:
         complete = await self._delete(leaks)
         return bool(by_standing[Standing.WAIT]) or not complete
 
+    async def unattached(self) -> tuple[str, ...]:
+        """ENIs of the cluster's nodes that are attached to nothing, leaked or on their way. One request.
+
+        Raises: CloudFailed.
+        """
+        return tuple(one.eni_id for one in await self._strays() if not one.in_use)
+
     async def _strays(self) -> list[Stray]:
         wanted: list[FilterTypeDef] = [
             {"Name": "tag-key", "Values": [tags.INSTANCE_ID]},

@@ -69,7 +69,7 @@ def _encode(shape: Any, kind: int, flags: int, fields: dict[str, int], attrs: li
     return bytes(encoded.data)
 
 
-def _decode(shape: Any, seen: Message) -> Any:
+def decode(shape: Any, seen: Message) -> Any:
     decoded = shape(HEADER.pack(HEADER.size + len(seen.payload), seen.kind, 0, 0, 0) + bytes(seen.payload))
     decoded.decode()
     return decoded
@@ -116,7 +116,7 @@ def dump_rules(family: int) -> bytes:
 def parse_rule(seen: Message, *, foreign: bool = False) -> RuleSpec | None:
     """A rule of ours; None for everybody else's, unless `foreign` ones are wanted too, and for one with selectors we
     never write."""
-    decoded = _decode(fibmsg, seen)
+    decoded = decode(fibmsg, seen)
     attrs = dict(decoded["attrs"])
     ours = attrs.get("FRA_PROTOCOL") == layout.PROTOCOL
     if not (ours or foreign) or decoded["action"] != _FR_ACT_TO_TBL or "FRA_TABLE" not in attrs:
@@ -186,7 +186,7 @@ def dump_addresses(ifindex: int, family: int = 0) -> bytes:
 
 
 def parse_address(seen: Message) -> Address:
-    attrs = dict(_decode(ifaddrmsg, seen)["attrs"])
+    attrs = dict(decode(ifaddrmsg, seen)["attrs"])
     return ip_address(attrs.get("IFA_LOCAL") or attrs["IFA_ADDRESS"])
 
 
@@ -197,7 +197,7 @@ def dump_routes(family: int, table_id: int, ifindex: int) -> bytes:
 
 
 def parse_route(seen: Message) -> RouteSeen:
-    decoded = _decode(rtmsg, seen)
+    decoded = decode(rtmsg, seen)
     attrs = dict(decoded["attrs"])
     return RouteSeen(
         destination=ip_address(attrs["RTA_DST"]) if "RTA_DST" in attrs else None,

@@ -51,6 +51,7 @@ from agent.ports import (
     Transport,
     Wired,
 )
+from agent.surveyed import KernelFacts
 
 _log = logging.getLogger(__name__)
 
@@ -194,6 +195,14 @@ class KernelDatapath:
         what = f"tracing {source} to {destination}"
         table = await self._threads.nftables(what, trace.read_table)
         return await self._threads.with_route(what, trace.trace, table, host_ifname, source, destination)
+
+    async def survey(self) -> KernelFacts:
+        """Everything `/v1/doctor` looks at. Reads only."""
+        # Rarely asked for, so that its import waits until then.
+        from agent.datapath import survey  # noqa: PLC0415
+
+        found = await self._threads.nftables("surveying the tables", survey.survey_nftables)
+        return await self._threads.with_route("surveying the kernel", survey.survey, found)
 
     def subscribe(self, wake: Callable[[], None]) -> None:
         self._monitor.subscribe(wake)

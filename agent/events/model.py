@@ -23,6 +23,11 @@ class Kind(StrEnum):
     """Something the pool needs began to fail: scope, cause, message, next_try_s, and the error's evidence."""
     POOL_RECOVERED = "pool_recovered"
     """It works again: scope, cause, failures."""
+    KUBERNETES_FAILED = "kubernetes_failed"
+    """Kubernetes began not to answer what the agent asks, or its answer does not say where ENIs go: cause, message, and
+    the error's evidence."""
+    KUBERNETES_RECOVERED = "kubernetes_recovered"
+    """It answers again: cause, of the failure that is over."""
     FINDING = "finding"
     """Kernel and EC2 disagree: finding, message, and its evidence."""
     REPAIR = "repair"

@@ -29,6 +29,7 @@ from agent.ipam.model import (
     Holder,
     InstanceLimits,
     Reservation,
+    Subnet,
 )
 from agent.ipam.plan import Action, CreateEni, Observation, Plan, PoolPolicy, Surroundings
 from agent.ipam.planner import plan
@@ -49,6 +50,7 @@ class PoolView:
     in_flight: what is being done, each with its reason.
     findings: the latest disagreements between kernel and EC2, oldest first.
     described_s_ago: age of the last describe of ENIs.
+    subnets: those a new ENI may be made in, as last described; empty until one was needed.
     """
 
     enis: tuple[EniUsage, ...]
@@ -61,6 +63,7 @@ class PoolView:
     in_flight: tuple[Action, ...]
     findings: tuple[Finding, ...]
     described_s_ago: float
+    subnets: tuple[Subnet, ...] = ()
 
 
 class Pool:
@@ -207,6 +210,7 @@ class Pool:
             in_flight=self._executor.in_flight,
             findings=tuple(self._lookout.findings),
             described_s_ago=now_s - self._lookout.described_s,
+            subnets=self._lookout.subnets,
         )
 
     async def close(self) -> None:

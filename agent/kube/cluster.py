@@ -118,7 +118,7 @@ class KubeCluster:
             pod_count=len(self._pods.items),
             schedulable=self.schedulable,
             max_pods=self.max_pods,
-            failure=self._failure or self._pods.failure or self._nodes.failure,
+            failure=self._failure or self._pods.failure or self._nodes.failure or self._configs.failure,
         )
 
     def subscribe(self, wake: Callable[[], None]) -> None:
@@ -189,9 +189,10 @@ class KubeCluster:
                     await self._watch_all(api)
             except ClusterFailed as error:
                 failure_count += 1
-                if failure_count == 1:
-                    log.warning("kubernetes_unusable", error=str(error))
                 self._failure = error
+                if failure_count == 1:
+                    log.warning("kubernetes_unusable", cause=error.cause, error=error.message)
+                    self._wake()
                 await asyncio.sleep(pause_s(failure_count, self._draw()))
             finally:
                 self._api = None

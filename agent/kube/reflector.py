@@ -201,17 +201,25 @@ class Reflector(Generic[T]):
         return self._items.pop(key, None) is not None
 
     def _succeeded(self) -> None:
-        if self._failure_count:
-            log.info("kubernetes_recovered", collection=self.name, failures=self._failure_count)
-        self._failure_count = 0
-        self.failure = None
+        recovered_count, self._failure_count, self.failure = self._failure_count, 0, None
+        if recovered_count:
+            log.info("kubernetes_recovered", collection=self.name, failures=recovered_count)
+            self._changed()
 
     async def _pause(self, error: AgentError, *, at_most_s: float = LONGEST_PAUSE_S) -> None:
         self._failure_count += 1
+        is_new = self.failure is None or self.failure.cause is not error.cause
         self.failure = error
         wait_s = max(min(pause_s(self._failure_count, self._draw()), at_most_s), error.retry_after_s or 0.0)
-        if self._failure_count == 1:
-            log.warning("kubernetes_failed", collection=self.name, error=str(error), retry_after_s=round(wait_s, 3))
+        if is_new:
+            log.warning(
+                "kubernetes_failed",
+                collection=self.name,
+                cause=error.cause,
+                error=error.message,
+                retry_after_s=round(wait_s, 3),
+            )
+            self._changed()
         else:
             log.debug("kubernetes_failed", collection=self.name, error=str(error), failures=self._failure_count)
         await asyncio.sleep(wait_s)

@@ -62,7 +62,7 @@ class PodFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFacts:
-    """What the node knows of itself."""
+    """What the node knows of itself. kubernetes: why it does not know what Kubernetes should tell it."""
 
     startup: StartupView
     health: HealthView
@@ -71,6 +71,7 @@ class NodeFacts:
     troubles: Sequence[TroubleFacts]
     findings: Sequence[str]
     short_count: int
+    kubernetes: ConditionView | None
     events: Sequence[EventView]
 
 
@@ -88,6 +89,7 @@ def explain_pod(facts: PodFacts) -> ExplainView:
 def explain_node(facts: NodeFacts) -> ExplainView:
     """Whether this node can serve pods."""
     steps = [_agent(facts.startup), _loops(facts.health), _pool(facts), _enis(facts.enis), _agreement(facts)]
+    steps.append(_kubernetes(facts.kubernetes))
     return _explanation("node", steps, facts.events)
 
 
@@ -119,7 +121,7 @@ def _agent(startup: StartupView) -> StepView:
             ),
             message=f"{one.name}: {one.reason}" if one.reason else f"{one.name} is {one.state}",
             since=one.since,
-            cause=one.reason.partition(":")[0] if one.reason.partition(":")[0] in set(Cause) else None,
+            cause=_cause_in(one.reason),
         )
         for one in startup.stages
     ]
@@ -261,7 +263,12 @@ def _trouble(one: TroubleFacts) -> StepView:
 
 def _loops(health: HealthView) -> StepView:
     failing = [
-        StepView(step=f"loop {one.name}", state=StepState.FAILING, message=f"loop {one.name}: {one.reason}")
+        StepView(
+            step=f"loop {one.name}",
+            state=StepState.FAILING,
+            message=f"loop {one.name}: {one.reason}",
+            cause=_cause_in(one.reason),
+        )
         for one in health.loops
         if not one.healthy
     ]
@@ -314,6 +321,26 @@ def _agreement(facts: NodeFacts) -> StepView:
         remedy="delete the pods that hold them; see /v1/events and /v1/pool for which",
         because=[StepView(step="finding", state=StepState.FAILING, message=one) for one in facts.findings],
     )
+
+
+def _kubernetes(failure: ConditionView | None) -> StepView:
+    if failure is None:
+        return StepView(step="kubernetes", state=StepState.OK, message="nothing is missing that Kubernetes should say")
+    return StepView(
+        step="kubernetes",
+        state=StepState.WAITING,
+        message=f"{failure.message}; pods start all the same",
+        cause=failure.cause,
+        evidence=failure.evidence,
+        remedy=failure.remedy,
+        next_try_s=failure.retry_after_s,
+    )
+
+
+def _cause_in(reason: str) -> str | None:
+    """The cause that an `AgentError` as text begins with."""
+    first = reason.partition(":")[0]
+    return first if first in set(Cause) else None
 
 
 def _text(event: EventView, name: str) -> str:

@@ -1,17 +1,25 @@
 """Prometheus metrics: what happens is counted as it happens, what is there is read when somebody asks.
 
-Names that start with `awscni_` are those of the AWS VPC CNI plugin (v1.23), for dashboards that exist; what that plugin
-counts of its own inside (`awscni_ipamd_error_count` and others) has no counterpart here and is not exposed. Its
-counters are named without `_total`; this library would add it, so they are exposed as untyped.
+Names that start with `awscni_` are those of the AWS VPC CNI plugin (v1.23), for dashboards that exist; what has no
+counterpart here is not exposed, and docs/operations.md says why. Its counters are named without `_total`; this library
+would add it, so they are exposed as untyped.
 """
 
 from __future__ import annotations
 
+import platform
 from collections import Counter as Tally
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
@@ -20,6 +28,7 @@ from agent.cloud.budget import WITHHELD
 from agent.errors import Cause
 from agent.events.journal import Journal
 from agent.events.model import Event, Kind
+from agent.ipam.model import AddressState
 from agent.ipam.plan import ReleaseEni
 from agent.ipam.pool import PoolView
 from agent.node import Node, Parts
@@ -31,6 +40,7 @@ _NO_ADDRESS = frozenset(
     {Cause.POOL_EMPTY, Cause.POOL_EMPTY_COOLING, Cause.ENI_ATTACHING, Cause.INSTANCE_LIMIT, Cause.SUBNET_EXHAUSTED}
     | {Cause.SUBNET_FRAGMENTED, Cause.ENI_DETACHING, Cause.NODE_CORDONED, Cause.PROVISIONED_ELSEWHERE}
 )
+_REPAIRED = frozenset(["address", "host", "link", "neighbour", "route", "routes", "rule", "table", "token"])
 _STATES = ("free", "held", "cooling", "retiring", "quarantined")
 
 
@@ -61,7 +71,10 @@ class Metrics:
         self._findings = Counter(
             "enoki_findings", "Disagreements between kernel and EC2", ["finding"], registry=self._registry
         )
-        self._repairs = Counter("enoki_repairs", "Things in the kernel that were put right", registry=self._registry)
+        self._repairs = Counter(
+            "enoki_repairs", "Things in the kernel that were put right", ["object"], registry=self._registry
+        )
+        self._began = datetime.now(tz=UTC)
         for step in Step:
             self._steps.labels(step.value)
         self.answered: Tally[str] = Tally()
@@ -85,6 +98,13 @@ class Metrics:
         """Text format 0.0.4."""
         return generate_latest(self._registry)
 
+    def start_seconds(self, node: Node) -> float | None:
+        """From the agent's first moment to ready; None before that."""
+        moments = [stage.since for stage in node.startup.status() if stage.since is not None]
+        if not node.startup.ready.is_set() or not moments:
+            return None
+        return max(0.0, (max(moments) - self._began).total_seconds())
+
     def _on_event(self, event: Event) -> None:
         match event.kind:
             case Kind.CNI_FAILED:
@@ -94,7 +114,7 @@ class Metrics:
             case Kind.FINDING:
                 self._findings.labels(str(event.fields["finding"])).inc()
             case Kind.REPAIR:
-                self._repairs.inc()
+                self._repairs.labels(repaired(str(event.fields["object"]))).inc()
             case _:
                 pass
 
@@ -116,18 +136,44 @@ class _Views(Collector):
         build = GaugeMetricFamily("enoki_build_info", "Always 1", labels=["version"])
         build.add_metric([self._version], 1)
         yield build
+        theirs = GaugeMetricFamily("awscni_build_info", "Always 1", labels=["version", "goversion"])
+        theirs.add_metric([self._version, f"python{platform.python_version()}"], 1)
+        yield theirs
+        backend = GaugeMetricFamily("awscni_connmark_backend", "1 for the one in use", labels=["backend"])
+        for name in ("nftables", "iptables"):
+            backend.add_metric([name], float(name == "nftables"))
+        yield backend
+        yield from self._start()
         ready = self._node.startup.ready.is_set()
         yield GaugeMetricFamily("enoki_ready", "1 when ADD can be served", value=float(ready))
         loops = GaugeMetricFamily("enoki_loop_failures", "Failed turns of a loop in a row", labels=["loop"])
         for loop in self._node.loops():
             loops.add_metric([loop.name], loop.failure_count)
         yield loops
+        kubernetes = GaugeMetricFamily("enoki_kubernetes_failing", "1 while Kubernetes fails to say", labels=["cause"])
+        if (failure := self._node.cluster_failure()) is not None:
+            kubernetes.add_metric([failure.cause], 1)
+        yield kubernetes
         yield from self._calls()
         parts = self._node.parts
         if parts is not None:
             view = parts.pool.view()
             yield from _pool(view)
             yield from _aws_pool(view, parts)
+
+    def _start(self) -> Iterator[Metric]:
+        seconds = self._metrics.start_seconds(self._node)
+        if seconds is None:
+            return
+        labels = ["success", "with_api_server", "failure_reason"]
+        start = HistogramMetricFamily("awscni_ipamd_startup_duration_seconds", "From start to ready", labels=labels)
+        with_server = str(self._node.cluster.view().configured).lower()
+        start.add_metric(["true", with_server, ""], _one_observation(seconds), seconds)
+        yield start
+        name = "awscni_ipamd_node_initialization_duration_seconds"
+        node = HistogramMetricFamily(name, "From start to ready", labels=["success"])
+        node.add_metric(["true"], _one_observation(seconds), seconds)
+        yield node
 
     def _calls(self) -> Iterator[Metric]:
         budget = self._node.budget()
@@ -137,6 +183,9 @@ class _Views(Collector):
             "enoki_ec2_allowed_rate", "Requests a second the node allows itself", labels=["action"]
         )
         errors = Metric("awscni_aws_api_error_count", "Failed requests to EC2", "unknown")
+        latency = SummaryMetricFamily(
+            "awscni_aws_api_latency_ms", "How long requests to EC2 took", labels=["api", "error", "status"]
+        )
         by_name, failed = Tally[str](), Tally[str]()
         for one in budget:
             waited.add_metric([one.action], one.waited_s)
@@ -145,11 +194,15 @@ class _Views(Collector):
             for call in one.calls:
                 requests.add_metric([one.action, call.reason, call.outcome], call.count)
                 outcomes[call.outcome] += 0 if call.outcome == WITHHELD else call.count
+            for outcome, count in sorted(outcomes.items()):
+                spent_ms = one.spent_s.get(outcome, 0.0) * 1000
+                if count:
+                    latency.add_metric([one.action, str(outcome != "ok").lower(), outcome], count, spent_ms)
             by_name[one.action] = outcomes.total()
             failed[one.action] = outcomes.total() - outcomes["ok"]
             for outcome, count in sorted((outcomes - Tally({"ok": outcomes["ok"]})).items()):
                 errors.add_sample("awscni_aws_api_error_count", {"api": one.action, "error": outcome}, count)
-        yield from (requests, waited, rate, errors)
+        yield from (requests, waited, rate, errors, latency)
         yield _untyped("awscni_ec2api_req_count", "Requests to EC2", "fn", by_name)
         yield _untyped("awscni_ec2api_error_count", "Failed requests to EC2", "fn", +failed)
         answered = self._metrics.answered
@@ -157,6 +210,22 @@ class _Views(Collector):
         yield _untyped("awscni_del_ip_req_count", "DEL calls", "reason", {"PodDeleted": answered["DEL"]})
         missed = {"": self._metrics.no_address_count}
         yield _untyped("awscni_no_available_ip_addresses", "ADD calls that found no address", "", missed)
+
+
+def repaired(subject: str) -> str:
+    """What kind of thing a repair's object is, by its name (`route 10.0.0.11`, `rp_filter of eth1`, a link)."""
+    first, space, _ = subject.partition(" ")
+    if first in _REPAIRED:
+        return first
+    return "sysctl" if space or "." in subject else "link"
+
+
+def _bound(seconds: float) -> str:
+    return "+Inf" if seconds == float("inf") else str(seconds)
+
+
+def _one_observation(seconds: float) -> list[tuple[str, float]]:
+    return [(_bound(bound), float(seconds <= bound)) for bound in Histogram.DEFAULT_BUCKETS]
 
 
 def _pool(view: PoolView) -> Iterator[Metric]:
@@ -174,6 +243,10 @@ def _pool(view: PoolView) -> Iterator[Metric]:
     for cause, count in sorted(Tally(str(one.error.cause) for one in view.troubles).items()):
         troubles.add_metric([cause], count)
     yield troubles
+    subnets = GaugeMetricFamily("enoki_subnet_free_addresses", "As EC2 last said", labels=["subnet"])
+    for subnet in view.subnets:
+        subnets.add_metric([subnet.subnet_id], subnet.free_address_count)
+    yield subnets
     enis = GaugeMetricFamily("enoki_enis", "ENIs of this instance", labels=["state"])
     states = Tally(
         "foreign" if not one.serves_pods else "leaving" if one.leaving else "ready" if one.ready else "unready"
@@ -199,6 +272,14 @@ def _aws_pool(view: PoolView, parts: Parts) -> Iterator[Metric]:
     for one in ours:
         per_eni.add_metric([one.eni.eni_id], one.held_count)
     yield per_eni
+    per_block = GaugeMetricFamily("awscni_assigned_ip_per_cidr", "Addresses pods hold, by block", labels=["cidr"])
+    used = [one.address for one in view.addresses if one.state is AddressState.HELD]
+    for block in (block.block.network for one in ours for block in one.blocks):
+        per_block.add_metric([str(block)], sum(address in block for address in used))
+    yield per_block
+    # An ENI or address with a pod is never given back, so that these stand at 0.
+    yield _untyped("awscni_force_removed_enis", "ENIs taken away under pods", "", {"": 0})
+    yield _untyped("awscni_force_removed_ips", "Addresses taken away under pods", "", {"": 0})
     doing = GaugeMetricFamily("awscni_ipamd_action_inprogress", "1 while the pool does it", labels=["fn"])
     shrinking = [type(one).__name__.startswith("Unassign") or isinstance(one, ReleaseEni) for one in view.in_flight]
     doing.add_metric(["increaseDatastorePool"], float(not all(shrinking)))

@@ -16,7 +16,7 @@ from agent.events.model import Kind, Scalar
 from agent.ipam.model import AttachmentKey, Holder
 from agent.ipam.pool import as_failure
 from agent.node import Node, Parts
-from agent.ports import PortMapping, Shaping, Transport
+from agent.ports import PortMapping, Shaping, Site, Transport
 from agent.recorder import holder_fields
 from agent.runtime.log import bind_request, event_logger
 from agent.runtime.reconciler import Reconciler
@@ -166,6 +166,11 @@ class AgentService(AgentOperators):
             and (address is None or address in held.addresses)
         ]
         return sorted(views, key=lambda view: (view.addresses[0].version, int(view.addresses[0])))
+
+    def eni_config(self) -> str | None:
+        """See `Cluster.site`."""
+        site = self._node.cluster.site()
+        return site.name if isinstance(site, Site) else None
 
     def _pod_uid(self, holder: Holder) -> str:
         facts = self._node.cluster.pod(holder.namespace, holder.pod)

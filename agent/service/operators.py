@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from agent.errors import AgentError
 from agent.events.history import tenures
@@ -26,6 +27,8 @@ from agent.service.story import select
 from agent.service.telling import action_view, as_problem, budget_view, event_view, is_about, verdict_of
 from agent.service.views import condition
 from agent.settings import Settings
+from api.adoption_schemas import AdoptionView
+from api.doctor_schemas import DoctorView
 from api.operator_schemas import (
     BudgetView,
     ConfigView,
@@ -41,6 +44,9 @@ from api.operator_schemas import (
 from api.operators import EventBatch
 from api.problems import Problem
 from api.schemas import Address, AllocationView, EniView, HealthView, PoolView, StartupView
+
+if TYPE_CHECKING:
+    from agent.service.examination import Examiner
 
 SHOWN_EVENT_COUNT = 20
 """Events in an explanation."""
@@ -68,6 +74,7 @@ class AgentOperators(ABC):
         self._node = node
         self._desk = desk
         self._wall_offset = datetime.min.replace(tzinfo=UTC)
+        self._examiner: Examiner | None = None
 
     @abstractmethod
     def pool(self) -> PoolView: ...
@@ -107,6 +114,23 @@ class AgentOperators(ABC):
     def budget(self) -> BudgetView:
         """Counts of the EC2 adapter."""
         return budget_view(self._node.budget(), self._desk.since)
+
+    async def doctor(self) -> DoctorView:
+        """See `examination`."""
+        if self._examiner is None:
+            from agent.service.examination import Examiner  # noqa: PLC0415 - rarely asked for
+
+            self._examiner = Examiner(self._node, self._desk.chosen)
+        return await self._examiner.examine()
+
+    async def adoption(self) -> AdoptionView:
+        """See `taking_over`."""
+        from agent.service.taking_over import dry_run  # noqa: PLC0415 - rarely asked for
+
+        try:
+            return await dry_run(self._node)
+        except AgentError as exc:
+            raise as_problem(exc) from exc
 
     def metrics(self) -> bytes:
         """See `Metrics`."""
@@ -151,6 +175,7 @@ class AgentOperators(ABC):
         """See `explain.explain_node`."""
         parts = self._node.parts
         view = None if parts is None else parts.pool.view()
+        failure = self._node.cluster_failure()
         events = [one for one in self._desk.journal.events() if one.kind is not Kind.ADDRESS]
         return explain.explain_node(
             explain.NodeFacts(
@@ -161,6 +186,7 @@ class AgentOperators(ABC):
                 troubles=self._troubles(),
                 findings=[] if view is None else [one.message for one in view.findings],
                 short_count=0 if view is None else view.short_count,
+                kubernetes=None if failure is None else condition(failure),
                 events=[event_view(one) for one in events[-SHOWN_EVENT_COUNT:]],
             )
         )

@@ -58,6 +58,8 @@ def eni_view(usage: EniUsage, addresses: Sequence[OneAddress], parts: Parts) -> 
         primary_address=eni.primary_address,
         table_id=parts.ledger.table_id(eni.eni_id),
         managed=eni.managed,
+        interface_type=eni.interface_type,
+        excluded=eni.excluded,
         slot_count=parts.limits.slots,
         blocks=[*prefixes, *singles],
         counts=_counts(usage),

@@ -139,6 +139,9 @@ class ScriptedNode(ScriptedOperators):
         )
         return [ALLOCATION] if matches else []
 
+    def eni_config(self) -> str | None:
+        return None
+
     def health(self) -> HealthView:
         loop = LoopView(name="pool", healthy=self.healthy, seconds_since_good_turn_s=1.5)
         return HealthView(healthy=self.healthy, loops=[loop])

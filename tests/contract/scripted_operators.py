@@ -8,6 +8,8 @@ from ipaddress import IPv4Address
 
 from agent.events.journal import Journal
 from agent.service.telling import event_view
+from api.adoption_schemas import AdoptionView
+from api.doctor_schemas import CheckView, DoctorView, VerdictName
 from api.operator_schemas import (
     ActionBudgetView,
     ActionView,
@@ -97,6 +99,37 @@ class ScriptedOperators:
                 subject="default/web-1", state=StepState.WAITING, summary=reason.message, steps=[step], events=[]
             )
         raise Problem(404, "Unknown pod", f"{namespace}/{pod} is not known")
+
+    async def adoption(self) -> AdoptionView:
+        return AdoptionView(
+            possible=False,
+            refusals=["aws-node still runs"],
+            pod_count=0,
+            eni_count=0,
+            script="",
+            next_steps=["python -m agent adopt --apply"],
+        )
+
+    async def doctor(self) -> DoctorView:
+        checks = [
+            CheckView(
+                name="ip_forward",
+                title="The kernel forwards packets between pods and ENIs",
+                verdict=VerdictName.OK,
+                message="net.ipv4.ip_forward is 1",
+                fix="",
+                evidence={},
+            ),
+            CheckView(
+                name="iam",
+                title="The role allows every EC2 action that is called (asked by DryRun)",
+                verdict=VerdictName.FAILING,
+                message="the role may not AssignPrivateIpAddresses",
+                fix="allow ec2:AssignPrivateIpAddresses (deploy/iam/policy.json)",
+                evidence={"denied": 1},
+            ),
+        ]
+        return DoctorView(verdict=VerdictName.FAILING, checks=checks)
 
     def explain_node(self) -> ExplainView:
         step = StepView(step="agent", state=StepState.OK, message="the agent is ready", since=AT)

@@ -33,6 +33,9 @@ COMMANDS = {
     "explain default/web-1": 1,
     "explain node": 0,
     "budget": 0,
+    "doctor": 1,
+    "doctor --unwell": 1,
+    "adopt": 1,
     "config": 0,
     "config --changed": 0,
     "trace default/web-0 203.0.113.5": 0,
@@ -79,7 +82,9 @@ def test_a_command_in_its_three_forms(path: Path, command: str) -> None:
 
 def test_every_command_is_tried() -> None:
     _, commands = parser()
-    assert {command.split()[0] for command in COMMANDS} | {"events", "completion"} == set(commands)
+    assert {command.split()[0] for command in COMMANDS} | {"events", "completion", "support-bundle", "top"} == set(
+        commands
+    )
 
 
 def test_people_read_cause_and_remedy(path: Path) -> None:

@@ -107,6 +107,18 @@ async def test_max_pods_and_cordon(server: ApiServer) -> None:
         await until(lambda: made.schedulable)
 
 
+async def test_a_failure_and_its_end_are_told(server: ApiServer) -> None:
+    seen: list[Cause | None] = []
+    async with cluster(server) as made:
+        made.subscribe(lambda: seen.append(None if (now := made.view().failure) is None else now.cause))
+        await until(lambda: made.view().synced)
+        server.faults.add(Rule(fault=Fault.FORBIDDEN, plural="pods"))
+        server.cut_watches()
+        await until(lambda: Cause.KUBERNETES_DENIED in seen)
+        await server.store.create(PODS, "default", a_pod("a", NODE))  # a watch without events says nothing
+        await until(lambda: seen[-1] is None)
+
+
 # --- Custom networking -----------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -59,6 +60,21 @@ def test_both_kinds_answer_the_same_bytes(static_plugin: Path, tmp_path: Path, c
         for config, changes in [*((config, {}) for config in CONFIGS), *((CONFIG, changes) for changes in HOSTILE)]:
             outcomes = [shim(command, path, config, program=program, **changes) for program in (SHIM, static_plugin)]
             assert outcomes[0] == outcomes[1], (config, changes)
+
+
+def test_its_failures_reach_the_agents_log_too(static_plugin: Path, tmp_path: Path) -> None:
+    """One line beside the socket (docs/decisions/0073), the same from both."""
+    lines = []
+    for name, program in (("checkout", SHIM), ("static", static_plugin)):
+        socket = tmp_path / name / "agent.sock"
+        socket.parent.mkdir()
+        assert shim("ADD", socket, program=program).status == 1
+        (line,) = Path(f"{socket}.shim-log").read_text().splitlines()
+        lines.append(json.loads(line))
+    for line in lines:
+        assert line["command"] == "ADD"
+        assert line["message"]
+    assert lines[0].keys() == lines[1].keys()
 
 
 def test_it_runs_where_there_is_nothing_else(empty_root: Path) -> None:

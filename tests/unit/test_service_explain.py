@@ -162,6 +162,7 @@ NODE = NodeFacts(
     enis=(),
     troubles=(),
     findings=(),
+    kubernetes=None,
     short_count=0,
     events=(),
 )

@@ -37,6 +37,7 @@ class Connection(HttpToolsProtocol):
     _peer: tuple[int, int, int] | None = None
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
+    _has_asked = False
     _leaving = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -58,7 +59,7 @@ class Connection(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         # uvicorn closes a connection without a request; the request may be here and nobody has looked yet.
-        if self.cycle is None and (self._head_bytes or self._unread()):
+        if not self._has_asked and (self._head_bytes or self._unread()):
             self._leaving = True
         else:
             super().shutdown()
@@ -82,6 +83,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_arrived()
         super().on_headers_complete()
+        self._has_asked = True
         if self._leaving:
             self.cycle.keep_alive = False
 

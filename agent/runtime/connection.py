@@ -8,7 +8,7 @@ import socket
 import struct
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from agent.runtime.library import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers, with the part of the body that came along. httptools itself has no bound."""

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import uvicorn
-
 from agent.runtime.connection import Connection, ReaderConnection
+from agent.runtime.library import Config, Server
 
 KEEP_ALIVE_S = 5
 """How long an idle connection stays open; clients are local and short-lived."""
@@ -24,7 +23,7 @@ TURNS_OF_A_CONNECTION = 3
 """From its acceptance until uvicorn knows it: a transport is made, and its protocol is told."""
 
 
-class _Server(uvicorn.Server):
+class _Server(Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         # Signals belong to whoever owns the process; uvicorn would re-raise them and end it before anyone cleans up.
@@ -56,7 +55,7 @@ async def serve(
 
     Cancel: drains first, then raises CancelledError. A second cancellation is ignored: the drain has its own deadline.
     """
-    config = uvicorn.Config(
+    config = Config(
         app,
         http=ReaderConnection if read_only else Connection,
         limit_concurrency=max_connections,

@@ -37,6 +37,8 @@ def test_the_door_opens_before_the_libraries_are_imported() -> None:
         "kubernetes_asyncio.dynamic",
         "pyroute2.ndb",  # docs/decisions/0052
         "pyroute2.iproute",
+        "uvicorn.main",  # with click: docs/decisions/0059
+        "click",
         "sqlite3",
         "boto3",
         "yaml",

@@ -3,7 +3,8 @@
 Method: one node of a lab (m5.16xlarge, so that 110 pods and their warm addresses fit on 3 ENIs), EC2 without latency,
 and a simulated Kubernetes API server on the node's loopback, by TLS, that has the 110 pods bound to it. The agent
 finds it by a kubeconfig, for which it imports YAML (1 MiB) that a pod does not need.
-The agent runs without the packages that only tests install (bench/agent_as_shipped.py). Memory is VmRSS of the agent's
+The agent runs without the packages that only tests install (bench/agent_as_shipped.py), from bytecode without
+docstrings (deploy/image/bytecode.py), as in the image. Memory is VmRSS of the agent's
 only process (proc(5)), shared libraries included, read when the pool has settled: at no pod, after 110 ADDs through the
 shim, and after a restart with the 110 pods there. Idle CPU is its user and system time over 30 s without a request. A
 restart is SIGTERM, the end of the process, and then from fork: until a connect to the socket succeeds, until a GET is
@@ -34,7 +35,7 @@ from typing import Any
 
 from bench.report import write_section
 from lab.agent_api import get
-from lab.lab import Lab, LabNode, LabPlan
+from lab.lab import REPOSITORY, Lab, LabNode, LabPlan
 from lab.pods import Pod, delete_namespace
 from lab.processes import GRACEFUL, ProcessId, ReadySocket, end, start_announcing, start_notifying
 
@@ -191,6 +192,22 @@ def certify(directory: Path) -> tuple[Path, Path]:
     return pem, config
 
 
+def compiled_as_shipped(directory: Path) -> None:
+    """Bytecode of what an agent imports as the image has it (deploy/image/bytecode.py): without docstrings."""
+    listing = """
+import sys, bench.agent_as_shipped, agent.assembly
+for module in list(sys.modules.values()):
+    print(getattr(module, "__file__", None) or "")
+"""
+    environment = {"PYTHONPYCACHEPREFIX": str(directory)}
+    found = subprocess.run(
+        [sys.executable, "-c", listing], check=True, capture_output=True, text=True, env=environment, cwd=REPOSITORY
+    )
+    files = [file for file in found.stdout.splitlines() if file.startswith(str(REPOSITORY)) and file.endswith(".py")]
+    compiler = REPOSITORY / "deploy" / "image" / "bytecode.py"
+    subprocess.run([sys.executable, compiler, *files], check=True, env=environment)
+
+
 @contextmanager
 def kubernetes(lab: Lab, pod_count: int, certificate: Path) -> Iterator[None]:
     """An API server in the node's namespace. The agent finds it whenever it comes."""
@@ -254,6 +271,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix=NAME) as scratch:
         certificate, config = certify(Path(scratch))
         settings["KUBECONFIG"] = str(config)
+        settings["PYTHONPYCACHEPREFIX"] = f"{scratch}/bytecode"
+        compiled_as_shipped(Path(scratch, "bytecode"))
         try:
             lab.up()
             with kubernetes(lab, arguments.pods, certificate):

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 
 from agent.errors import Cause, ClusterFailed
-from agent.kube.library import ConfigException, Configuration, InClusterConfigLoader
+from agent.kube.library import ConfigException, Configuration, InClusterConfigLoader, kube_config
 from agent.kube.policy import KubePolicy
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -89,15 +89,12 @@ def _from_kubeconfig(path: Path) -> Load:
     """
 
     async def load(configuration: Configuration) -> None:
-        # With YAML, which a service account does not need.
-        import yaml  # noqa: PLC0415
-        from kubernetes_asyncio.config import kube_config  # noqa: PLC0415
-
+        reader = kube_config()
         try:
-            await kube_config.load_kube_config(
+            await reader.load_kube_config(
                 config_file=str(path), client_configuration=configuration, persist_config=False
             )
-        except (OSError, ValueError, ConfigException, yaml.YAMLError) as error:
+        except (OSError, ValueError, ConfigException, reader.yaml.YAMLError) as error:
             raise unusable(f"kubeconfig {path} cannot be used: {error}") from error
         except (LookupError, TypeError, AttributeError, AssertionError) as error:
             raise unusable(f"kubeconfig {path} has no usable current context: {error!r}") from error

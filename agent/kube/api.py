@@ -19,7 +19,7 @@ import aiohttp
 
 from agent.errors import Cause, ClusterConflict, ClusterExpired, ClusterFailed, ClusterGone, Evidence
 from agent.kube.access import Access, unusable
-from agent.kube.library import ApiClient
+from agent.kube.library import RESTClientObject
 
 REQUEST_S = 10.0
 """For one request that has an end. The API server itself gives a list up to 60 s; a node's few pods take milliseconds,
@@ -39,8 +39,8 @@ class KubeApi:
         self._access = access
         self._user_agent = user_agent
         self._request_s = request_s
-        self._client: ApiClient
-        self._distrusted: ApiClient | None = None
+        self._client: RESTClientObject
+        self._distrusted: RESTClientObject | None = None
 
     async def __aenter__(self) -> Self:
         self._client = await self._connect()
@@ -51,19 +51,17 @@ class KubeApi:
     ) -> None:
         await self._client.close()
 
-    async def _connect(self) -> ApiClient:
+    async def _connect(self) -> RESTClientObject:
         try:
             async with asyncio.timeout(self._request_s):
                 await self._access.renew()
-            client = ApiClient(self._access.configuration)
+            return RESTClientObject(self._access.configuration)
         except TimeoutError as error:
             raise unusable("the credentials' plugin did not answer in time") from error
         except (OSError, ValueError) as error:
             raise unusable(f"the certificates for {self._access.server} cannot be used: {error}") from error
-        client.user_agent = self._user_agent
-        return client
 
-    async def _trusted_client(self) -> ApiClient:
+    async def _trusted_client(self) -> RESTClientObject:
         """The client; a new one after a certificate was not accepted: the authority's file may have been replaced."""
         if self._distrusted is self._client:
             fresh = await self._connect()
@@ -140,15 +138,18 @@ class KubeApi:
         content_type: str = "",
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         client = await self._trusted_client()
-        headers = {"Accept": "application/json"} | ({"Content-Type": content_type} if content_type else {})
+        headers = {"Accept": "application/json", "User-Agent": self._user_agent}
+        if content_type:
+            headers["Content-Type"] = content_type
         try:
-            answer = await client.call_api(
-                path,
+            for credential in (await self._access.configuration.auth_settings()).values():
+                headers[credential["key"]] = credential["value"]
+            answer = await client.request(
                 method,
+                f"{self._access.server}{path}",
                 query_params=dict(query or {}),
-                header_params=headers,
+                headers=headers,
                 body=body,
-                auth_settings=["BearerToken"],
                 _preload_content=False,
                 _request_timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
             )

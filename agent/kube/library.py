@@ -9,22 +9,33 @@ library expects of them is put there, as they would.
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 
 from agent.runtime.packages import without_init
 
 without_init("kubernetes_asyncio")
 without_init("kubernetes_asyncio.client")
-without_init("kubernetes_asyncio.client.models")
 without_init("kubernetes_asyncio.config")
 
-from kubernetes_asyncio.client.api_client import ApiClient  # noqa: E402
 from kubernetes_asyncio.client.configuration import Configuration  # noqa: E402
+from kubernetes_asyncio.client.rest import RESTClientObject  # noqa: E402
 
 _client = sys.modules["kubernetes_asyncio.client"]
-_client.ApiClient = ApiClient  # type: ignore[attr-defined]
 _client.Configuration = Configuration  # type: ignore[attr-defined]
 
 from kubernetes_asyncio.config.config_exception import ConfigException  # noqa: E402
 from kubernetes_asyncio.config.incluster_config import InClusterConfigLoader  # noqa: E402
 
-__all__ = ["ApiClient", "ConfigException", "Configuration", "InClusterConfigLoader"]
+__all__ = ["ConfigException", "Configuration", "InClusterConfigLoader", "RESTClientObject", "kube_config"]
+
+
+def kube_config() -> ModuleType:
+    """The module that reads kubeconfigs. It needs YAML and more, which a pod with a service account does without."""
+    without_init("kubernetes_asyncio.client.models")
+    from kubernetes_asyncio.client.api_client import ApiClient  # noqa: PLC0415
+
+    _client.ApiClient = ApiClient  # type: ignore[attr-defined]
+    from kubernetes_asyncio.config import kube_config as found  # noqa: PLC0415
+
+    made: ModuleType = found
+    return made

@@ -12,6 +12,7 @@ that are not allowed.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from importlib import import_module
@@ -31,6 +32,8 @@ ASSEMBLY = "agent.assembly"
 
 def main() -> int:
     """Run the agent; its exit code."""
+    # pydantic would read the metadata of every installed package in search of plugins: a tenth of a start's CPU.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # noqa: TID251  (told to a library, not a setting)
     try:
         chosen = settings.load()
     except settings.SettingsInvalid as exc:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from agent import settings
-from agent.adoption import command
 from agent.attachments import AttachmentPolicy
 from agent.cloud.policy import CloudPolicy
 from agent.datapath.policy import DatapathPolicy
@@ -54,6 +53,8 @@ async def serve_node(chosen: settings.Settings, sock: socket.socket, stop: async
 
 def adopt(arguments: Sequence[str], chosen: settings.Settings) -> int:
     """`python -m agent adopt`; the exit code."""
+    from agent.adoption import command  # noqa: PLC0415 - an agent that serves does not adopt: 0.5 MiB
+
     return command.main(arguments, policies(chosen).datapath, chosen.imds_endpoint, chosen.socket)
 
 

@@ -1,8 +1,10 @@
 """What an agent costs: resident memory, idle CPU, and the time a restart takes.
 
 Method: one node of a lab (m5.16xlarge, so that 110 pods and their warm addresses fit on 3 ENIs), EC2 without latency,
-and a simulated Kubernetes API server on the node's loopback that has the 110 pods bound to it.
-The agent runs without the packages that only tests install (bench/agent_as_shipped.py). Memory is VmRSS of the agent's
+and a simulated Kubernetes API server on the node's loopback, by TLS, that has the 110 pods bound to it. The agent
+finds it by a kubeconfig, for which it imports YAML (1 MiB) that a pod does not need.
+The agent runs without the packages that only tests install (bench/agent_as_shipped.py), from bytecode without
+docstrings (deploy/image/bytecode.py), as in the image. Memory is VmRSS of the agent's
 only process (proc(5)), shared libraries included, read when the pool has settled: at no pod, after 110 ADDs through the
 shim, and after a restart with the 110 pods there. Idle CPU is its user and system time over 30 s without a request. A
 restart is SIGTERM, the end of the process, and then from fork: until a connect to the socket succeeds, until a GET is
@@ -20,6 +22,7 @@ import json
 import os
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -32,7 +35,7 @@ from typing import Any
 
 from bench.report import write_section
 from lab.agent_api import get
-from lab.lab import Lab, LabNode, LabPlan
+from lab.lab import REPOSITORY, Lab, LabNode, LabPlan
 from lab.pods import Pod, delete_namespace
 from lab.processes import GRACEFUL, ProcessId, ReadySocket, end, start_announcing, start_notifying
 
@@ -43,12 +46,6 @@ SETTLED_S = 60.0
 """How long the pool may take to settle before a reading."""
 NODE_NAME = "node-0"
 API_PORT = 6443
-KUBECONFIG = {
-    "current-context": "bench",
-    "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],
-    "clusters": [{"name": "bench", "cluster": {"server": f"http://127.0.0.1:{API_PORT}"}}],
-    "users": [{"name": "bench", "user": {"token": "anything"}}],
-}
 TARGET_MIB = 80.0
 TARGET_SOCKET_S = 0.5
 TARGET_SERVING_S = 1.0
@@ -177,11 +174,46 @@ def table(memory: Sequence[tuple[str, float]], cpu: float, restarts: Sequence[Re
     return "\n".join(lines)
 
 
+def certify(directory: Path) -> tuple[Path, Path]:
+    """An authority that is the API server's own certificate (with its key), and a kubeconfig that trusts it alone."""
+    pem, config = directory / "kubernetes.pem", directory / "kubeconfig"
+    argv = ["openssl", "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    argv += ["-days", "1", "-subj", "/CN=kubernetes", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*argv, "-keyout", pem, "-out", directory / "ca.crt"], check=True, capture_output=True)
+    pem.write_bytes(pem.read_bytes() + (directory / "ca.crt").read_bytes())
+    cluster = {"server": f"https://127.0.0.1:{API_PORT}", "certificate-authority": str(directory / "ca.crt")}
+    document = {
+        "current-context": "bench",
+        "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],
+        "clusters": [{"name": "bench", "cluster": cluster}],
+        "users": [{"name": "bench", "user": {"token": "anything"}}],
+    }
+    config.write_text(json.dumps(document))
+    return pem, config
+
+
+def compiled_as_shipped(directory: Path) -> None:
+    """Bytecode of what an agent imports as the image has it (deploy/image/bytecode.py): without docstrings."""
+    listing = """
+import sys, bench.agent_as_shipped, agent.assembly
+for module in list(sys.modules.values()):
+    print(getattr(module, "__file__", None) or "")
+"""
+    environment = {"PYTHONPYCACHEPREFIX": str(directory)}
+    found = subprocess.run(
+        [sys.executable, "-c", listing], check=True, capture_output=True, text=True, env=environment, cwd=REPOSITORY
+    )
+    files = [file for file in found.stdout.splitlines() if file.startswith(str(REPOSITORY)) and file.endswith(".py")]
+    compiler = REPOSITORY / "deploy" / "image" / "bytecode.py"
+    subprocess.run([sys.executable, compiler, *files], check=True, env=environment)
+
+
 @contextmanager
-def kubernetes(lab: Lab, pod_count: int) -> Iterator[None]:
+def kubernetes(lab: Lab, pod_count: int, certificate: Path) -> Iterator[None]:
     """An API server in the node's namespace. The agent finds it whenever it comes."""
     argv = ["nsenter", f"--net=/run/netns/{lab.nodes[0].namespace}", "--", sys.executable, "-m", "sim.kube"]
     argv += ["--node", NODE_NAME, "--port", str(API_PORT), "--pods", str(pod_count)]
+    argv += ["--certificate", str(certificate)]
     process, _ = start_announcing(argv, log=lab.directory / "apiserver.log", timeout_s=SETTLED_S)
     try:
         yield
@@ -237,12 +269,13 @@ def main() -> int:
     )
     lab.down()
     with tempfile.TemporaryDirectory(prefix=NAME) as scratch:
-        config = Path(scratch) / "kubeconfig"
-        config.write_text(json.dumps(KUBECONFIG))
+        certificate, config = certify(Path(scratch))
         settings["KUBECONFIG"] = str(config)
+        settings["PYTHONPYCACHEPREFIX"] = f"{scratch}/bytecode"
+        compiled_as_shipped(Path(scratch, "bytecode"))
         try:
             lab.up()
-            with kubernetes(lab, arguments.pods):
+            with kubernetes(lab, arguments.pods, certificate):
                 text = measure(lab, arguments.pods, arguments.restarts)
         finally:
             lab.down()

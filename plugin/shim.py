@@ -2,7 +2,8 @@
 
 It knows nothing of networks. What it answers by itself: VERSION; a broken environment; an agent that does not answer
 (CNI error 11 "try again later", 50 for STATUS, and success for a DEL that finds no agent: the runtime removes the
-namespace, the veth goes with it, and the agent learns that from the kernel).
+namespace, the veth goes with it, and the agent learns that from the kernel). An agent that closes the connection
+without an answer is asked again.
 
 A container's start waits for every module imported here, and bare Python is most of the run time already. Hence only
 modules that are part of the interpreter (`posix`, `_signal`, `_socket`): their public faces `os`, `signal` and `socket`
@@ -22,6 +23,8 @@ CONNECT_TIMEOUT_S = 1.0
 DEFAULT_TIMEOUT_S = 30.0
 """For the whole run. Above the time the agent lets an ADD wait for an address, so that its named cause gets out; below
 the two minutes that kubelet gives the runtime."""
+ASK_AGAIN_AFTER_S = (0.01, 0.04, 0.16, 0.32)
+"""Pauses after connections that were closed without an answer. An agent that leaves takes its socket away meanwhile."""
 MAX_STDIN_BYTES = 1_000_000
 """The agent takes 1 MiB for the whole request."""
 
@@ -151,10 +154,29 @@ def cni_version(stdin: bytes) -> bytes:
 
 
 def _ask(path: bytes, command: bytes, request: bytes) -> tuple[int, bytes]:
+    """(HTTP status, body) of the agent's answer.
+
+    Asks again when the agent closes the connection without a byte of an answer: it was leaving, and another may be
+    there already. Every command may be repeated (CNI spec 1.1: DEL, CHECK, STATUS and GC by themselves; ADD because the
+    agent answers a second one with the first one's addresses). Bounded, because an agent may crash at every request.
+    """
+    for pause_s in ASK_AGAIN_AFTER_S:
+        answer = _ask_once(path, command, request)
+        if answer is not None:
+            return answer
+        # To wait for no signal, for so long: `time` is not part of the static executable (deploy/shim/enoki.c).
+        _signal.sigtimedwait((), pause_s)
+    raise Failure(TRY_AGAIN_LATER, "the node agent went away before it had answered")
+
+
+def _ask_once(path: bytes, command: bytes, request: bytes) -> tuple[int, bytes] | None:
+    """The answer; None when the connection was closed before any of it."""
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     # An alarm and not a socket timeout: that makes the socket non-blocking, and a non-blocking connect to a Unix socket
     # with a full queue fails at once.
-    left_s = _signal.setitimer(_signal.ITIMER_REAL, CONNECT_TIMEOUT_S)[0]
+    left_s = _signal.getitimer(_signal.ITIMER_REAL)[0]
+    limit_s = min(CONNECT_TIMEOUT_S, left_s)
+    _signal.setitimer(_signal.ITIMER_REAL, limit_s)
     try:
         sock.connect(path)
     except OSError as error:
@@ -163,16 +185,20 @@ def _ask(path: bytes, command: bytes, request: bytes) -> tuple[int, bytes]:
         code = NOT_AVAILABLE if command == b"STATUS" else TRY_AGAIN_LATER
         words = f"the node agent is not there: {path.decode('utf-8', 'replace')}: {error.strerror or error}"
         raise Failure(code, words) from error
-    _signal.setitimer(_signal.ITIMER_REAL, left_s)
+    left_s -= limit_s - _signal.getitimer(_signal.ITIMER_REAL)[0]
+    _signal.setitimer(_signal.ITIMER_REAL, max(left_s, 0.001))  # 0 would disarm it
     try:  # noqa: SIM105 - contextlib would cost half a millisecond
         sock.sendall(request)
     except OSError:
         # It may have answered before it had read everything; the answer, or its absence, tells.
         pass
-    return _receive(sock)
+    try:
+        return _receive(sock)
+    finally:
+        sock.close()
 
 
-def _receive(sock: _socket.socket) -> tuple[int, bytes]:
+def _receive(sock: _socket.socket) -> tuple[int, bytes] | None:
     reply = b""
     while True:
         try:
@@ -184,6 +210,8 @@ def _receive(sock: _socket.socket) -> tuple[int, bytes]:
         if parsed is not None:
             return parsed
         if not chunk:
+            if not reply:
+                return None
             raise Failure(TRY_AGAIN_LATER, "the node agent went away before it had answered")
 
 

@@ -4,6 +4,7 @@
 #   scripts/image.sh ARCHIVE      writes an archive that `ctr images import` reads; its name is enoki.test/agent:1
 #
 # What takes minutes (the base, layers) is kept in ENOKI_CACHE, /var/cache/enoki unless set; remove it at any time.
+# Exit codes: 0 built, 69 (EX_UNAVAILABLE) this machine cannot make a base: it says why; else the build failed.
 # Where a registry is reachable, `buildah build -f deploy/image/Containerfile .` is all that is needed.
 set -euo pipefail
 archive=$(realpath "${1:?usage: scripts/image.sh ARCHIVE}")
@@ -12,14 +13,19 @@ cache=${ENOKI_CACHE:-/var/cache/enoki}
 suite=bookworm
 mirror=http://deb.debian.org/debian
 
+unavailable() { echo "enoki: no image: $*" >&2; exit 69; }
+
+rm -f "$archive"
 missing=()
 for program in buildah debootstrap; do
   command -v "$program" >/dev/null || [ -x "/usr/sbin/$program" ] || missing+=("$program")
 done
 if [ "${#missing[@]}" -gt 0 ]; then
   echo "enoki: installing Debian packages: ${missing[*]}"
-  apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  command -v apt-get >/dev/null || unavailable "needs apt-get to install ${missing[*]}"
+  apt-get update -qq || unavailable "apt-get cannot reach a Debian mirror"
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null \
+    || unavailable "apt-get cannot install ${missing[*]}"
 fi
 mkdir -p "$cache"
 
@@ -27,7 +33,8 @@ base="$cache/base-$suite"
 if [ ! -e "$base.done" ]; then
   echo "enoki: making a Debian $suite base in $base"
   rm -rf "$base"
-  debootstrap --variant=minbase "$suite" "$base" "$mirror" >"$base.log"
+  debootstrap --variant=minbase "$suite" "$base" "$mirror" >"$base.log" \
+    || unavailable "debootstrap fails here: $(tail -n 1 "$base.log") (all of it: $base.log)"
   # Security updates as everywhere else.
   printf 'deb %s %s main\ndeb %s %s-updates main\ndeb http://deb.debian.org/debian-security %s-security main\n' \
     "$mirror" "$suite" "$mirror" "$suite" "$suite" >"$base/etc/apt/sources.list"
@@ -42,7 +49,7 @@ driver=overlay
 run=(buildah --root "$cache/storage-$driver" --runroot "$cache/run" --storage-driver "$driver")
 if ! "${run[@]}" inspect --type image enoki.test/base:1 >/dev/null 2>&1; then
   echo "enoki: importing the base"
-  container=$("${run[@]}" from scratch)
+  container=$("${run[@]}" from scratch) || unavailable "buildah cannot make a container here"
   "${run[@]}" copy -q "$container" "$base" / >/dev/null
   "${run[@]}" commit -q --rm "$container" enoki.test/base:1 >/dev/null
 fi
@@ -54,5 +61,4 @@ printf '[global]\ncert = /run/certificates.crt\n' >"$cache/pip.conf"
 "${run[@]}" build -q --isolation chroot --network host --layers --build-arg BASE=enoki.test/base:1 \
   --volume "$certificates:/run/certificates.crt:ro" --volume "$cache/pip.conf:/etc/pip.conf:ro" \
   -f deploy/image/Containerfile --ignorefile deploy/image/Containerfile.dockerignore -t enoki.test/agent:1 . >/dev/null
-rm -f "$archive"
 "${run[@]}" push -q enoki.test/agent:1 "docker-archive:$archive:enoki.test/agent:1"

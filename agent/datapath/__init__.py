@@ -14,20 +14,8 @@ messages.py     hot netlink messages as struct templates; shaping.py token bucke
 netlink.py, namespaces.py, sysctls.py        the doors into the kernel
 """
 
-import sys
-from importlib.util import find_spec, module_from_spec
+from agent.runtime.packages import without_init
 
-
-def _without_init(package: str) -> None:
-    """Make a package's modules importable without running its `__init__`. Nothing to do once it has been imported.
-
-    `import pyroute2` also imports its database (with sqlite), its command line, plan 9 and every family of generic
-    netlink: 160 modules and 9.5 MiB, where this room uses a handful of message classes. The modules themselves are
-    pyroute2's own, unchanged (docs/decisions/0052).
-    """
-    spec = find_spec(package)
-    if package not in sys.modules and spec is not None:
-        sys.modules[package] = module_from_spec(spec)
-
-
-_without_init("pyroute2")
+# `import pyroute2` also imports its database (with sqlite), its command line, plan 9 and every family of generic
+# netlink: 160 modules and 9.5 MiB, where this room uses a handful of message classes (docs/decisions/0052).
+without_init("pyroute2")

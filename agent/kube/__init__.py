@@ -1,6 +1,7 @@
 """Kubernetes, as this node sees it: pods, the node itself, ENIConfigs, events. The only room that knows an API server.
 
-access.py       where the API server is, and who we are
+library.py      kubernetes-asyncio, as far as it is used
+├── access.py   where the API server is, and who we are
 ├── api.py      one request, its deadline, its error in our words
 ├── reflector.py    list and watch of one collection, kept as values
 ├── objects.py      pure: the few fields of a pod, a node and an ENIConfig that matter here

@@ -18,7 +18,8 @@ from typing import Any, Self
 import aiohttp
 
 from agent.errors import Cause, ClusterConflict, ClusterExpired, ClusterFailed, ClusterGone, Evidence
-from agent.kube.access import Access
+from agent.kube.access import Access, unusable
+from agent.kube.library import RESTClientObject
 
 REQUEST_S = 10.0
 """For one request that has an end. The API server itself gives a list up to 60 s; a node's few pods take milliseconds,
@@ -32,40 +33,41 @@ MERGE_PATCH = "application/merge-patch+json"
 
 
 class KubeApi:
-    """One connection pool to one API server. Use as an async context manager."""
+    """One connection pool to one API server. Use as an async context manager; entering it raises ClusterFailed."""
 
     def __init__(self, access: Access, *, user_agent: str, request_s: float = REQUEST_S) -> None:
         self._access = access
         self._user_agent = user_agent
         self._request_s = request_s
-        self._http: aiohttp.ClientSession
-        self._distrusted: aiohttp.ClientSession | None = None
+        self._client: RESTClientObject
+        self._distrusted: RESTClientObject | None = None
 
     async def __aenter__(self) -> Self:
-        self._http = self._session()
+        self._client = await self._connect()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._http.close()
+        await self._client.close()
 
-    def _session(self) -> aiohttp.ClientSession:
-        tls = self._access.tls() if self._access.tls is not None else False
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=tls, limit=8, socket_factory=_watched_socket),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
-            headers={"User-Agent": self._user_agent, "Accept": "application/json"},
-            read_bufsize=2**16,
-        )
+    async def _connect(self) -> RESTClientObject:
+        try:
+            async with asyncio.timeout(self._request_s):
+                await self._access.renew()
+            return RESTClientObject(self._access.configuration)
+        except TimeoutError as error:
+            raise unusable("the credentials' plugin did not answer in time") from error
+        except (OSError, ValueError) as error:
+            raise unusable(f"the certificates for {self._access.server} cannot be used: {error}") from error
 
-    async def _trusted_session(self) -> aiohttp.ClientSession:
-        """The session; a new one after a certificate was not accepted: the authority's file may have been replaced."""
-        if self._distrusted is self._http:
-            fresh = self._session()
-            stale, self._http = self._http, fresh
+    async def _trusted_client(self) -> RESTClientObject:
+        """The client; a new one after a certificate was not accepted: the authority's file may have been replaced."""
+        if self._distrusted is self._client:
+            fresh = await self._connect()
+            stale, self._client = self._client, fresh
             await stale.close()
-        return self._http
+        return self._client
 
     async def get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
         """GET an object or a list. Raises: ClusterFailed and its subclasses."""
@@ -89,6 +91,7 @@ class KubeApi:
         asked = {**query, "watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": str(open_s)}
         try:
             async with asyncio.timeout(self._request_s) as deadline, self._send("GET", path, query=asked) as answer:
+                _notice_silence(answer)
                 deadline.reschedule(asyncio.get_running_loop().time() + open_s + WATCH_GRACE_S)
                 async for event in self._events(path, answer):
                     take(event)
@@ -134,43 +137,48 @@ class KubeApi:
         body: Mapping[str, Any] | None = None,
         content_type: str = "",
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        headers = {"Content-Type": content_type} if content_type else {}
-        if token := self._access.token():
-            headers["Authorization"] = f"Bearer {token}"
-        session = await self._trusted_session()
+        client = await self._trusted_client()
+        headers = {"Accept": "application/json", "User-Agent": self._user_agent}
+        if content_type:
+            headers["Content-Type"] = content_type
         try:
-            answer = await session.request(
+            for credential in (await self._access.configuration.auth_settings()).values():
+                headers[credential["key"]] = credential["value"]
+            answer = await client.request(
                 method,
                 f"{self._access.server}{path}",
-                params=query or {},
-                data=None if body is None else json.dumps(body, separators=(",", ":")).encode(),
+                query_params=dict(query or {}),
                 headers=headers,
-                server_hostname=self._access.server_name,
-                allow_redirects=False,
+                body=body,
+                _preload_content=False,
+                _request_timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
             )
         except aiohttp.ClientSSLError:
-            self._distrusted = session
+            self._distrusted = client
             raise
+        except ValueError as error:
+            raise unusable(f"the credentials for {self._access.server} cannot be used: {error}") from error
         async with answer:
             if answer.status >= 300:
                 if answer.status == 401:
-                    self._access.token.forget()
+                    await self._access.renew()
                 text = await answer.content.read(64 * 1024)
                 raise failure(method, path, answer.status, text, answer.headers.get("Retry-After", ""))
             yield answer
 
 
-def _watched_socket(address: Any) -> socket.socket:
-    """A TCP socket that notices within half a minute that nobody is there any more (tcp(7)): a watch may be silent for
+def _notice_silence(answer: aiohttp.ClientResponse) -> None:
+    """Have the kernel notice within half a minute that nobody is there any more (tcp(7)): a watch may be silent for
     minutes, and the packets of a node that was cut off are not refused but lost."""
-    family, kind, protocol, _, _ = address
-    made = socket.socket(family, kind, protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
-    return made
+    transport = None if answer.connection is None else answer.connection.transport
+    sock = None if transport is None else transport.get_extra_info("socket")
+    if sock is None:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
 
 
 def failure(method: str, path: str, status: int, body: bytes, retry_after: str) -> ClusterFailed:

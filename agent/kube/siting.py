@@ -40,7 +40,7 @@ def site(node: NodeFacts | None, configs: Mapping[str, EniConfig] | None, policy
             Cause.CUSTOM_NETWORKING_UNKNOWN,
             f"custom networking is on, and the API server has not shown {what} yet",
             evidence={"node": policy.node_name},
-            remedy="let the agent reach the API server; RBAC: get, list, watch of nodes and of"
+            remedy="let the agent reach the API server; RBAC: list and watch of nodes and of"
             " eniconfigs.crd.k8s.amazonaws.com",
         )
     name = eni_config_name(node, policy)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import struct
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from agent.runtime.library import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers, with the part of the body that came along. httptools itself has no bound."""
@@ -36,6 +37,8 @@ class Connection(HttpToolsProtocol):
     _peer: tuple[int, int, int] | None = None
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
+    _has_asked = False
+    _leaving = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -54,6 +57,21 @@ class Connection(HttpToolsProtocol):
         if self._head_timer is not None and self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(b"431 Request Header Fields Too Large")
 
+    def shutdown(self) -> None:
+        # uvicorn closes a connection without a request; the request may be here and nobody has looked yet.
+        if not self._has_asked and (self._head_bytes or self._unread()):
+            self._leaving = True
+        else:
+            super().shutdown()
+
+    def _unread(self) -> bool:
+        sock = self.transport.get_extra_info("socket")
+        if sock is None or sock.fileno() < 0:
+            return False
+        waiting = select.poll()
+        waiting.register(sock.fileno(), select.POLLIN)
+        return bool(waiting.poll(0))
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         if self._head_timer is None:
@@ -65,6 +83,9 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_arrived()
         super().on_headers_complete()
+        self._has_asked = True
+        if self._leaving:
+            self.cycle.keep_alive = False
 
     def _await_head(self) -> None:
         self._head_bytes = 0

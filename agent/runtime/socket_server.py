@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import select
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-import uvicorn
-
 from agent.runtime.connection import Connection, ReaderConnection
+from agent.runtime.library import Config, Server
 
 KEEP_ALIVE_S = 5
 """How long an idle connection stays open; clients are local and short-lived."""
 
+MAX_TURNS = 1000
+"""Of the event loop, to empty the backlog; one turn accepts whoever is there."""
+TURNS_OF_A_CONNECTION = 3
+"""From its acceptance until uvicorn knows it: a transport is made, and its protocol is told."""
 
-class _Server(uvicorn.Server):
+
+class _Server(Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         # Signals belong to whoever owns the process; uvicorn would re-raise them and end it before anyone cleans up.
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for sock in sockets or ():
+            await _empty_backlog(sock)
+        await super().shutdown(sockets)
 
 
 async def serve(
@@ -32,7 +43,10 @@ async def serve(
     read_only: bool = False,
     max_connections: int | None = None,
 ) -> None:
-    """Serve the ASGI `app` on `sock` until cancelled; then stop accepting and let requests in flight finish.
+    """Serve the ASGI `app` on `sock` until cancelled; then turn away who comes and answer who is there.
+
+    Who is there: whose request is being served, or whose connection waits in the socket's backlog, where closing the
+    socket would cut it off. Of a Unix socket the file is removed first, so that the backlog comes to an end.
 
     drain_s: how long requests in flight may take after that, rounded up to whole seconds; then they are cancelled.
     read_only: says so to the app, see `connection.READ_ONLY`.
@@ -41,7 +55,7 @@ async def serve(
 
     Cancel: drains first, then raises CancelledError. A second cancellation is ignored: the drain has its own deadline.
     """
-    config = uvicorn.Config(
+    config = Config(
         app,
         http=ReaderConnection if read_only else Connection,
         limit_concurrency=max_connections,
@@ -68,3 +82,19 @@ async def serve(
     task.result()
     if cancelled:
         raise asyncio.CancelledError
+
+
+async def _empty_backlog(sock: socket.socket) -> None:
+    """Let everybody in who has connected. Not for TCP, where nobody can be kept from connecting but by closing."""
+    if sock.family != socket.AF_UNIX:
+        return
+    with suppress(FileNotFoundError):
+        os.unlink(sock.getsockname())  # noqa: PTH108 - where pathlib would block no less
+    backlog = select.poll()
+    backlog.register(sock, select.POLLIN)
+    quiet_turns = 0
+    for _ in range(MAX_TURNS):
+        quiet_turns = 0 if backlog.poll(0) else quiet_turns + 1
+        if quiet_turns > TURNS_OF_A_CONNECTION:
+            return
+        await asyncio.sleep(0)

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import signal
+import ssl
 import sys
 
 from sim.kube.server import ApiServer, a_node, a_pod
@@ -21,7 +22,11 @@ async def serve(arguments: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for end in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(end, stop.set)
-    server = ApiServer(port=arguments.port)
+    tls = None
+    if arguments.certificate:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(arguments.certificate)
+    server = ApiServer(port=arguments.port, tls=tls)
     await server.store.create(NODES, "", a_node(arguments.node, max_pods=arguments.max_pods))
     for number in range(arguments.pods):
         await server.store.create(PODS, "default", a_pod(f"pod-{number}", arguments.node))
@@ -39,6 +44,7 @@ async def serve(arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="sim.kube", description="A simulated Kubernetes API server for one node.")
     parser.add_argument("--port", type=int, default=0, help="on 127.0.0.1 (default: any that is free)")
+    parser.add_argument("--certificate", metavar="PEM", help="file with a certificate and its key: speak TLS")
     parser.add_argument("--node", required=True, help="name of the node")
     parser.add_argument("--max-pods", type=int, default=110, help="its capacity (default: 110)")
     parser.add_argument("--pods", type=int, default=0, help="bind pods default/pod-0, default/pod-1, ... to it")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -19,13 +18,15 @@ from agent.errors import AgentError, Cause, ClusterFailed
 from agent.ipam.model import Attachment, AttachmentKey, EniId, Holder
 from agent.kube import access
 from agent.kube.absent import NoCluster
-from agent.kube.access import Access, FixedToken
+from agent.kube.access import Access
+from agent.kube.api import KubeApi
 from agent.kube.cluster import POD_IPS, KubeCluster
 from agent.kube.policy import KubePolicy
 from agent.ports import Cluster, Notice, NoticeKind, Site
 from sim.kube.faults import Fault, Rule
 from sim.kube.server import ApiServer, a_node, a_pod
 from sim.kube.store import ENI_CONFIGS, EVENTS, NODES, PODS
+from tests.contract.kube_access import access_by_kubeconfig, access_to
 
 DEADLINE_S = 10.0
 NODE = "node-1"
@@ -47,7 +48,7 @@ async def cluster(server: ApiServer, policy: KubePolicy = POLICY) -> AsyncIterat
     made = KubeCluster(
         policy,
         version="test",
-        find=lambda _: Access(server=server.url, token=FixedToken()),
+        find=lambda _: access_to(server.url),
         draw=lambda: 0.01,
     )
     task = asyncio.create_task(made.run())
@@ -282,19 +283,24 @@ def test_no_node_name_or_no_service_is_no_kubernetes() -> None:
     assert access.find(POLICY) is None
 
 
-def test_in_a_pod_the_service_account_is_used(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("secret\n")
+async def test_in_a_pod_the_service_account_is_used(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret")
     policy = replace(POLICY, service_host="fd00::1", service_port="443")
-
     found = access.find(policy, service_account=tmp_path)
-
     assert found is not None
-    assert (found.server, found.token()) == ("https://[fd00::1]:443", "secret")
-    assert found.tls is not None
-    with pytest.raises(ClusterFailed, match="certificate authority"):
-        found.tls()
+    with pytest.raises(ClusterFailed, match="service account"):
+        await found.renew()
+
+    (tmp_path / "ca.crt").write_text("no certificate")
+    await found.renew()
+
+    assert found.server == "https://[fd00::1]:443"
+    assert (await found.configuration.auth_settings())["BearerToken"]["value"] == "Bearer secret"
+    with pytest.raises(ClusterFailed, match="certificates"):
+        await KubeApi(found, user_agent="test").__aenter__()
     other = access.find(replace(policy, endpoint="https://elsewhere:6443/"), service_account=tmp_path)
     assert other is not None
+    await other.renew()
     assert other.server == "https://elsewhere:6443"
 
 
@@ -329,46 +335,79 @@ users: [{{name: u, user: {{{user}}}}}]
 """
 
 
-def test_a_kubeconfig_in_yaml_with_a_token_file(tmp_path: Path) -> None:
+async def test_a_kubeconfig_in_yaml_with_a_token_file(tmp_path: Path) -> None:
     (tmp_path / "t").write_text("from-file")
     path = tmp_path / "config"
     path.write_text(
         KUBECONFIG.format(cluster="insecure-skip-tls-verify: true, tls-server-name: k", user="tokenFile: t")
     )
+    found = access_by_kubeconfig(path)
 
-    found = access.from_kubeconfig(path)
+    await found.renew()
 
-    assert (found.token(), found.server_name) == ("from-file", "k")
-    assert found.tls is not None
-    assert found.tls().verify_mode == ssl.CERT_NONE
+    configuration = found.configuration
+    assert (await configuration.auth_settings())["BearerToken"]["value"] == "Bearer from-file"
+    assert (configuration.tls_server_name, configuration.verify_ssl) == ("k", False)
+
+
+async def test_a_kubeconfigs_plugin_is_run_again_when_its_token_ends(server: ApiServer, tmp_path: Path) -> None:
+    """As `aws eks get-token` does it (client-go credential plugins, v1)."""
+    plugin, said, path = tmp_path / "plugin", tmp_path / "said", tmp_path / "config"
+    plugin.write_text(f"#!/bin/sh\ncat {said}\n")
+    plugin.chmod(0o755)
+    user = "exec: {apiVersion: client.authentication.k8s.io/v1, interactiveMode: Never, command: " + str(plugin) + "}"
+    path.write_text(KUBECONFIG.format(cluster="", user=user).replace("https://127.0.0.1:6443", server.url))
+
+    def says(token: str) -> None:
+        status = {"token": token, "expirationTimestamp": "2020-01-01T00:00:00Z"}
+        answer = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": status}
+        said.write_text(json.dumps(answer))
+        server.token = token
+
+    says("first")
+    async with KubeApi(access_by_kubeconfig(path), user_agent="test") as api:
+        await api.get("/api/v1/pods")
+        says("second")
+        with pytest.raises(ClusterFailed):
+            await api.get("/api/v1/pods")
+        await api.get("/api/v1/pods")
+        said.write_text("nonsense")
+        server.token = "third"
+        with pytest.raises(ClusterFailed, match="kubeconfig"):
+            await api.get("/api/v1/pods")
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("current-context: dev", "no usable current context"),
+        ("current-context: dev", "no usable current context|cannot be used"),
         ("[1, 2]", "no usable current context"),
-        ("a: [", "no usable current context"),
-        (KUBECONFIG.format(cluster="", user="exec: {command: aws}"), "`exec` is not supported"),
+        ("a: [", "cannot be used"),
+        (KUBECONFIG.format(cluster="", user="exec: {command: aws}"), "apiVersion"),
+        (KUBECONFIG.format(cluster="", user="exec: {command: /none, apiVersion: v1}"), "/none"),
+        (KUBECONFIG.format(cluster="", user="token: x").replace("cluster: c,", "cluster: other,"), "other"),
     ],
 )
-def test_a_useless_kubeconfig_says_what_is_wrong(tmp_path: Path, text: str, says: str) -> None:
+async def test_a_useless_kubeconfig_says_what_is_wrong(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "config"
     path.write_text(text)
 
     with pytest.raises(ClusterFailed, match=says):
-        access.from_kubeconfig(path)
+        await access_by_kubeconfig(path).renew()
 
 
-def test_bad_certificates_in_a_kubeconfig_are_an_error_and_not_a_crash(tmp_path: Path) -> None:
+async def test_a_missing_kubeconfig_is_an_error_and_not_a_crash(tmp_path: Path) -> None:
+    with pytest.raises(ClusterFailed):
+        await access_by_kubeconfig(tmp_path / "none").renew()
+
+
+async def test_bad_certificates_in_a_kubeconfig_are_an_error_and_not_a_crash(tmp_path: Path) -> None:
     path = tmp_path / "config"
     nonsense = base64.b64encode(b"no certificate").decode()
     path.write_text(KUBECONFIG.format(cluster=f"certificate-authority-data: {nonsense}", user="token: x"))
-    found = access.from_kubeconfig(path)
-    assert found.tls is not None
 
-    with pytest.raises(ClusterFailed):
-        found.tls()
+    with pytest.raises(ClusterFailed, match="certificates"):
+        await KubeApi(access_by_kubeconfig(path), user_agent="test").__aenter__()
 
 
 async def test_an_unusable_service_account_is_tried_again_until_it_is_there(server: ApiServer) -> None:
@@ -378,7 +417,7 @@ async def test_an_unusable_service_account_is_tried_again_until_it_is_there(serv
         tries.append(1)
         if len(tries) < 3:
             raise ClusterFailed(Cause.KUBERNETES_UNAVAILABLE, "not mounted yet")
-        return Access(server=server.url, token=FixedToken())
+        return access_to(server.url)
 
     made = KubeCluster(POLICY, version="test", find=find, draw=lambda: 0.01)
     task = asyncio.create_task(made.run())

@@ -12,13 +12,15 @@ import pytest
 
 from agent.errors import Cause, ClusterConflict, ClusterExpired, ClusterFailed, ClusterGone
 from agent.kube import objects, reflector
-from agent.kube.access import Access, FixedToken, TokenFile
+from agent.kube.access import find
 from agent.kube.api import KubeApi
 from agent.kube.objects import Pod
+from agent.kube.policy import KubePolicy
 from agent.kube.reflector import Reflector
 from sim.kube.faults import Fault, Rule
 from sim.kube.server import ApiServer, a_pod
 from sim.kube.store import PODS, Store
+from tests.contract.kube_access import access_to, an_authority
 
 DEADLINE_S = 10.0
 NODE = "node-1"
@@ -34,8 +36,7 @@ async def server() -> AsyncIterator[ApiServer]:
 
 @asynccontextmanager
 async def client(server: ApiServer, *, request_s: float = 2.0) -> AsyncIterator[KubeApi]:
-    access = Access(server=server.url, token=FixedToken())
-    async with KubeApi(access, user_agent="test", request_s=request_s) as api:
+    async with KubeApi(access_to(server.url), user_agent="test", request_s=request_s) as api:
         yield api
 
 
@@ -266,23 +267,33 @@ async def test_what_is_known_stays_known_while_the_api_server_is_away(server: Ap
 
 
 async def test_the_token_is_read_again_when_it_is_replaced(server: ApiServer, tmp_path: Path) -> None:
-    file = tmp_path / "token"
-    file.write_text("old\n")
-    now_s = [0.0]
+    file, now_s = tmp_path / "token", [0.0]
+    file.write_text("old")
+    (tmp_path / "ca.crt").write_bytes(an_authority("kubernetes").pem)
     server.token = "old"
-    access = Access(server=server.url, token=TokenFile(file, clock=lambda: now_s[0]))
+    policy = KubePolicy(node_name=NODE, service_host="127.0.0.1", service_port="443", endpoint=server.url)
+    access = find(policy, service_account=tmp_path, clock=lambda: now_s[0])
+    assert access is not None
     async with KubeApi(access, user_agent="test") as api:
         await api.get("/api/v1/pods")
-        file.write_text("new\n")
+        file.write_text("new")
         server.token = "new"
         with pytest.raises(ClusterFailed) as refused:
             await api.get("/api/v1/pods")
         assert refused.value.cause is Cause.KUBERNETES_DENIED
         await api.get("/api/v1/pods")  # a 401 has it read at once
-        file.write_text("newer\n")
+        file.write_text("newer")
         server.token = "newer"
         now_s[0] = 61.0
         await api.get("/api/v1/pods")
+        file.write_text("a\nb")  # nothing that fits into a header
+        now_s[0] = 122.0
+        with pytest.raises(ClusterFailed, match="credentials"):
+            await api.get("/api/v1/pods")
+        file.unlink()
+        now_s[0] = 183.0
+        with pytest.raises(ClusterFailed, match="service account"):
+            await api.get("/api/v1/pods")
 
 
 async def test_answers_have_their_own_errors(server: ApiServer) -> None:

@@ -22,7 +22,6 @@ from agent.ipam.model import Address, AttachmentKey, Holder, Mac
 from agent.ipam.plan import PoolPolicy
 from agent.ipam.pool import Pool
 from agent.ipam.recovery import recover
-from agent.kube.access import Access, FixedToken
 from agent.kube.cluster import POD_IPS, KubeCluster
 from agent.kube.outbox import MAX_STATES
 from agent.kube.policy import KubePolicy
@@ -32,6 +31,7 @@ from agent.runtime.reconciler import Backoff, Reconciler
 from sim.kube.faults import Fault, Rule
 from sim.kube.server import ApiServer, a_node, a_pod
 from sim.kube.store import NODES, PODS
+from tests.contract.kube_access import access_to
 from tests.ipam_builders import M5_LARGE
 from tests.pool_world import MemoryEc2, MemoryKernel
 
@@ -172,7 +172,7 @@ async def world() -> AsyncIterator[World]:
     cluster = KubeCluster(
         KubePolicy(node_name=NODE, annotate_pod_ip=True),
         version="test",
-        find=lambda _: Access(server=server.url, token=FixedToken()),
+        find=lambda _: access_to(server.url),
         draw=lambda: 0.0003,  # waits of at most 18 ms: the weather is met again and again
     )
     kernel = Kernel()

@@ -30,22 +30,23 @@ def path(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def replying(path: Path, reply: bytes) -> Iterator[None]:
-    """A listener that reads the request, sends `reply` and closes, once."""
+def replying(path: Path, *replies: bytes) -> Iterator[None]:
+    """A listener that reads a request, sends a reply and closes the connection, once for each of `replies`."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen()
 
-    def once() -> None:
-        connection, _ = listener.accept()
-        with connection:
-            head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
-            length_bytes = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
-            while len(body) < length_bytes:
-                body += connection.recv(65536)
-            connection.sendall(reply)
+    def each() -> None:
+        for reply in replies:
+            connection, _ = listener.accept()
+            with connection:
+                head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
+                length_bytes = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
+                while len(body) < length_bytes:
+                    body += connection.recv(65536)
+                connection.sendall(reply)
 
-    thread = threading.Thread(target=once)
+    thread = threading.Thread(target=each)
     thread.start()
     try:
         yield
@@ -160,7 +161,47 @@ def test_an_agent_killed_while_it_works(path: Path) -> None:
     assert (process.returncode, json.loads(stdout)["code"]) == (1, 11)
 
 
-@pytest.mark.parametrize("length_bytes", range(len(REAL_REPLY)))
+@pytest.mark.parametrize("command", ["ADD", "DEL", "CHECK", "STATUS", "GC"])
+def test_an_agent_that_closes_without_an_answer_is_asked_again(path: Path, command: str) -> None:
+    with replying(path, b"", b"", REAL_REPLY):
+        outcome = shim(command, path)
+    assert (outcome.status, outcome.stdout, outcome.stderr) == (0, b"{}\n", b"")
+
+
+@pytest.mark.parametrize(("command", "code"), [*WITHOUT_AGENT, ("DEL", None)])
+def test_an_agent_that_closes_and_goes_is_no_agent(path: Path, command: str, code: int | None) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def leave() -> None:
+            with listener.accept()[0] as connection:
+                listener.close()
+                connection.recv(1)
+
+        leaving = threading.Thread(target=leave)
+        leaving.start()
+        outcome = shim(command, path)
+        leaving.join(WAIT_S)
+    assert outcome.status == (0 if code is None else 1)
+    assert code is None or outcome.body["code"] == code
+
+
+def test_an_agent_that_crashes_at_every_request_is_given_up(path: Path) -> None:
+    with replying(path, *[b""] * len(program.ASK_AGAIN_AFTER_S)):
+        outcome = shim("DEL", path)
+    assert (outcome.status, outcome.body["code"]) == (1, 11)
+    assert "went away" in outcome.body["msg"]
+
+
+def test_asking_again_ends_with_the_time_for_the_whole_run(path: Path) -> None:
+    with replying(path, *[b""] * 2):
+        outcome = shim("ADD", path, ENOKI_TIMEOUT_S="0.04")
+    assert (outcome.status, outcome.body["code"]) == (1, 11)
+    assert "in time" in outcome.body["msg"]
+
+
+@pytest.mark.parametrize("length_bytes", range(1, len(REAL_REPLY)))
 def test_every_truncated_reply_is_an_error(path: Path, length_bytes: int) -> None:
     with replying(path, REAL_REPLY[:length_bytes]):
         outcome = shim("ADD", path)

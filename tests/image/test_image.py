@@ -141,6 +141,8 @@ def test_the_daemon_set_makes_a_node_ready_and_its_containerd_makes_pods(
         raise AssertionError(pod.log(agent)) from exc
     alive = agent["livenessProbe"]
     assert pod.execute(running, alive["exec"]["command"], timeout_s=alive["timeoutSeconds"]).exit_code == 0
+    asked = pod.execute(running, ["enokictl", "pool"], timeout_s=ready["timeoutSeconds"])
+    assert asked.exit_code == 0, asked
     eventually(published.exists, bool)
     eventually_equal(containerd.is_network_ready, True)
 

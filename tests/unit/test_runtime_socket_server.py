@@ -283,3 +283,39 @@ async def test_the_wait_for_the_lock_is_used_once(path: Path) -> None:
         await task
 
     assert calls == [1]
+
+
+async def test_who_waits_in_the_backlog_when_it_stops_is_answered(path: Path) -> None:
+    """Connected, but neither accepted nor read: the loop was busy, and then it stopped."""
+    app = _App()
+    async with asyncio.timeout(DEADLINE_S), hold_socket(path) as sock:
+        serving = asyncio.create_task(serve(app, sock))
+        await until_served(path)
+        serving.cancel()
+        clients = []
+        for _ in range(300):
+            client = socket.socket(socket.AF_UNIX)
+            client.connect(str(path))
+            client.sendall(b"GET /quick HTTP/1.1\r\nHost: x\r\n\r\n")
+            clients.append(client)
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+    replies = [await asyncio.to_thread(read_all, client) for client in clients]
+    assert [reply for reply in replies if not reply.endswith(b"ok")] == []
+
+
+def read_all(client: socket.socket) -> bytes:
+    with client:
+        client.settimeout(DEADLINE_S)
+        return b"".join(iter(lambda: client.recv(4096), b""))
+
+
+async def test_who_connects_and_says_nothing_does_not_hold_up_the_end(path: Path) -> None:
+    async with asyncio.timeout(DEADLINE_S), hold_socket(path) as sock:
+        serving = asyncio.create_task(serve(_App(), sock, drain_s=10 * DEADLINE_S))
+        await until_served(path)
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.connect(str(path))
+            serving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await serving

@@ -99,6 +99,25 @@ def installation(settings: NatSettings, backend: Backend) -> str:
     return "".join("\n".join([f"*{name}", *lines, "COMMIT"]) + "\n" for name, lines in tables if lines)
 
 
+def replacement(saved: str, settings: NatSettings, backend: Backend) -> str:
+    """`removal` and `installation` as one transaction for each table: no packet sees it without the rules.
+
+    A take-over or a way back that was interrupted may have left them whole, and in use.
+    """
+    tables: dict[str, list[str]] = {}
+    for text in (removal(saved), installation(settings, backend)):
+        lines: list[str] = []
+        for line in text.splitlines():
+            if line.startswith("*"):
+                lines = tables.setdefault(line, [])
+            elif line.startswith(":"):
+                # A chain that is made anew is flushed by that, and must not be deleted first.
+                lines[:] = [*(kept for kept in lines if kept != f"-X {line.split()[0][1:]}"), line]
+            elif line != "COMMIT":
+                lines.append(line)
+    return "".join("\n".join([name, *lines, "COMMIT"]) + "\n" for name, lines in tables.items())
+
+
 def _snat(settings: NatSettings) -> list[str]:
     final = '-A AWS-SNAT-CHAIN-0 ! -o vlan+ -m comment --comment "AWS, SNAT" -m addrtype ! --dst-type LOCAL'
     return [

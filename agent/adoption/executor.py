@@ -48,11 +48,22 @@ def plan_adoption(places: Places, nat: NatSettings) -> Plan:
     """
     try:
         allocations = checkpoint.parse(places.checkpoint.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Plan(refusals=(_without_file(places),))
     except (OSError, UnicodeDecodeError) as exc:
         return Plan(refusals=(f"{places.checkpoint} cannot be read: {exc}",))
     except CheckpointInvalid as exc:
         return Plan(refusals=(f"{places.checkpoint} is not understood: {exc}",))
     return planning.plan_adoption(allocations, survey.look(places.aws_node_socket), nat)
+
+
+def _without_file(places: Places) -> str:
+    if places.kept.exists():
+        return (
+            f"{places.checkpoint} is not there and {places.kept} is: the node has been taken over; after a --rollback "
+            "that was interrupted, do --rollback again"
+        )
+    return f"{places.checkpoint} is not there: aws-node has not run on this node"
 
 
 def plan_rollback(places: Places, nat: NatSettings, backend: Backend) -> Plan:
@@ -183,7 +194,8 @@ def _settings(pods: Sequence[Pod]) -> None:
 
 def _write(plan: Plan, places: Places, now_ns: int) -> None:
     """The AWS plugin's file, replaced whole, for its owner's eyes only."""
-    kept = _read(places.kept)
+    # What is not set aside yet stands where it was: a take-over that was interrupted.
+    kept = (*_read(places.kept), *_read(places.checkpoint))
     allocations = planning.allocations_of(plan.pods, kept, now_ns)
     addresses: set[IPv4Address] = {each.address for each in allocations}
     begun = [each for each in _read(places.checkpoint) if each.address not in addresses]

@@ -33,6 +33,7 @@ _OUR_BITS: Final = 0x7F
 """ENI and branch bits of the mark: the AWS plugin does not set them, ours does."""
 
 _MAX_SHOWN: Final = 5
+_NO_PROTOCOL: Final = 0
 
 
 def plan_adoption(allocations: Sequence[Allocation], survey: Survey, nat: NatSettings) -> Plan:
@@ -134,6 +135,8 @@ def secondary_enis(survey: Survey) -> tuple[tuple[SecondaryEni, ...], list[str]]
         if rule.pref != layout.ENI_SOURCE_RULE_PREF or rule.source is None or rule.table_id is None:
             continue
         address = rule.source.network_address
+        if any((eni.address, eni.table_id) == (address, rule.table_id) for eni in found):
+            continue  # ours beside theirs: a take-over that was interrupted
         at = by_address.get(address)
         if at is None:
             doubts.append(f"rule {rule.pref} names {address}, which no link of the node has")
@@ -241,12 +244,7 @@ def _their_removal(
         feed = commands.removal(saved)
         if feed:
             steps.append(Step(why="their chains and rules", program=(f"{command}-restore", "--noflush"), feed=feed))
-    lines = [
-        f"rule del pref {pref} {text} protocol {owner}"
-        for pref, text in _shared_rules(enis, nat)
-        for owner in _owners(survey, pref, text)
-        if owner != layout.PROTOCOL
-    ]
+    lines = [line for pref, text in _shared_rules(enis, nat) for line in _theirs_removed(survey, pref, text)]
     led = {(route.destination, route.ifname) for route in survey.routes if route.table_id == layout.MAIN_TABLE}
     for pod in pods:
         if _has_rule(survey, layout.PODS_RULE_PREF, destination=pod.address):
@@ -257,6 +255,20 @@ def _their_removal(
             lines.append(f"route del {pod.address}/32 dev {pod.host_ifname} table {layout.MAIN_TABLE}")
     steps.append(Step(why="their rules and routes of each pod", program=_IP, feed=_lines(lines)))
     return tuple(steps)
+
+
+def _theirs_removed(survey: Survey, pref: int, text: str) -> Iterator[str]:
+    """Commands that leave ours of a rule that is the same in both layouts.
+
+    `ip rule add` writes no protocol, and a deletion without one takes the first that matches, whose ever it is: so ours
+    moves behind theirs first. Ours is the first after a way back that was interrupted.
+    """
+    owners = _owners(survey, pref, text)
+    theirs = [owner for owner in owners if owner != layout.PROTOCOL]
+    if _NO_PROTOCOL in theirs and layout.PROTOCOL in owners[: owners.index(_NO_PROTOCOL)]:
+        yield f"rule del pref {pref} {text} protocol {layout.PROTOCOL}"
+        yield f"rule add pref {pref} {text} protocol {layout.PROTOCOL}"
+    yield from (f"rule del pref {pref} {text} protocol {owner}" for owner in theirs)
 
 
 def _shared_rules(enis: Sequence[SecondaryEni], nat: NatSettings) -> tuple[tuple[int, str], ...]:
@@ -271,8 +283,9 @@ def _shared_rules(enis: Sequence[SecondaryEni], nat: NatSettings) -> tuple[tuple
     return (*mark, *services, *sources)
 
 
-def _owners(survey: Survey, pref: int, text: str) -> set[int]:
-    return {rule.protocol for rule in survey.rules if rule.pref == pref and _says(rule, text)}
+def _owners(survey: Survey, pref: int, text: str) -> list[int]:
+    """Protocols of the rules that say this, in the kernel's order."""
+    return [rule.protocol for rule in survey.rules if rule.pref == pref and _says(rule, text)]
 
 
 def _says(rule: Rule, text: str) -> bool:
@@ -337,7 +350,7 @@ def _their_steps(
     lines = [
         f"rule add pref {pref} {text}"
         for pref, text in _shared_rules(enis, nat)
-        if not _owners(survey, pref, text) - {layout.PROTOCOL}
+        if not set(_owners(survey, pref, text)) - {layout.PROTOCOL}
     ]
     for pod in pods:
         lines.append(f"route replace {pod.address}/32 dev {pod.host_ifname} scope link table {layout.MAIN_TABLE}")
@@ -347,7 +360,7 @@ def _their_steps(
             lines.append(f"rule add pref {layout.ENI_MARK_RULE_PREF} from {pod.address} lookup {pod.table_id}")
     steps = [Step(why="their rules and routes of each pod", program=_IP, feed=_lines(lines))]
     saved = survey.iptables.get(backend, "")
-    feed = commands.removal(saved) + commands.installation(nat, backend)
+    feed = commands.replacement(saved, nat, backend)
     steps.append(Step(why="their chains and rules", program=(f"{backend}-restore", "--noflush"), feed=feed))
     if backend is Backend.NFT and not nat.external_snat:
         name = f"ip {commands.CONNMARK_TABLE}"
@@ -366,12 +379,12 @@ def _has_rule(
 def _our_removal(pods: Sequence[Pod], survey: Survey) -> tuple[Step, ...]:
     """Groups first, so that nothing is marked any more; then what the marks led to."""
     lines = [f'link set dev {pod.host_ifname} group 0 alias ""' for pod in pods]
+    # Whole tables: after an interruption there are routes of pods whose links no longer say so. What is on its way into
+    # the cooldown, too: their file has no word for it.
     lines += [
-        f"route del {pod.address}/32 dev {pod.host_ifname} table {layout.PODS_TABLE} proto {layout.PROTOCOL}"
-        for pod in pods
+        f"route flush table {table_id} proto {layout.PROTOCOL}"
+        for table_id in (layout.PODS_TABLE, layout.RELEASED_TABLE)
     ]
-    # Also what is on its way into the cooldown: their file has no word for it, and waits the time anew.
-    lines.append(f"route flush table {layout.RELEASED_TABLE} proto {layout.PROTOCOL}")
     for rule in survey.rules:
         if rule.protocol == layout.PROTOCOL:
             selector = f" from {rule.source}" if rule.source else f" to {rule.destination}" if rule.destination else ""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from bench import aws_layout
-from tests.kernel.acceptance.world import N2, SUBNET_CIDR, VPC_CIDR, World, attached
+from tests.kernel.acceptance.world import N2, SUBNET_CIDR, VPC_CIDR, Siting, World, attached
 
 TABLE: Final = 2
 STREAM_PORT: Final = 8081
@@ -41,7 +41,8 @@ def container_id(pod: str) -> str:
 def aws_node(backend: aws_layout.Backend, per_eni: int, checkpoint: Path) -> Iterator[World]:
     """The file is written to `checkpoint`."""
     primary, secondary = pods(per_eni)
-    with attached(primary, secondary, instance_type="m5.4xlarge") as world:
+    siting = Siting(primary_pods=primary, secondary_pods=secondary)
+    with attached(siting, instance_type="m5.4xlarge") as world:
         node_address = world.places["N"].address
         world.node.write("ipv4/conf/ens5/rp_filter", "2")
         world.node.run("sh", "-ec", aws_layout.node_script(backend, "ens5", node_address, [VPC_CIDR]))
@@ -159,6 +160,13 @@ class Streams:
         if self._thread:
             self._thread.join()
         self._stack.close()
+
+    def worst_gap_s(self) -> float:
+        """Since this was last asked."""
+        worst_s = max(stream.gap_s for stream in self.streams)
+        for stream in self.streams:
+            stream.gap_s = 0.0
+        return worst_s
 
     def wait_for(self, more: int) -> None:
         """Until every stream has come round so many times more."""

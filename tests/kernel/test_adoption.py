@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -24,10 +25,13 @@ from tests.kernel.acceptance.probe import Path as Route
 from tests.kernel.acceptance.world import OTHER_NODE, VPC_CIDR, World, eni_of, instance_of
 from tests.kernel.aws_node import STREAM_PORT, TABLE, Streams, aws_node, container_id, kernel_of, pods
 from tests.kernel.datapath_node import why_not
+from tests.kernel.killed_adoption import Job, runner
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "runs")
 
 PER_ENI = 25
+MOST_STEPS = 40
+INTERNET = IPv4Address("203.0.113.5")
 GAP_S = 0.050
 POLICY = DatapathPolicy(names_directory=None)
 
@@ -62,7 +66,7 @@ def opened(streams: Streams, world: World) -> None:
     primary, secondary = pods(PER_ENI)
     for name, address in {**primary, **secondary}.items():
         streams.open(world, f"{name} to the VPC", name, "P", OTHER_NODE, STREAM_PORT)
-        streams.open(world, f"{name} to the internet", name, "X", IPv4Address("203.0.113.5"), STREAM_PORT)
+        streams.open(world, f"{name} to the internet", name, "X", INTERNET, STREAM_PORT)
         if name.endswith("0"):
             streams.open(world, f"from the VPC to {name}", "P", name, address, STREAM_PORT)
     streams.open(world, "node port", "X", "b3", world.places["N"].address, 30080)
@@ -185,12 +189,14 @@ def assert_paths(world: World) -> None:
             assert answer.peer == world.places[peer].address, f"{client} to {target} by {protocol}"
 
 
-def assert_nothing_of_theirs(kernel: dict[str, list[str]]) -> None:
+def assert_nothing_of_theirs(kernel: dict[str, list[str]], pod_count: int = 2 * PER_ENI) -> None:
     for place in ("legacy", "nft", "tables"):
         assert [line for line in kernel[place] if "AWS" in line or "aws" in line] == []
     assert len(kernel["rules"]) == len([line for line in kernel["rules"] if not line.startswith(("512:", "1536:"))]) + 3
     assert [line for line in kernel["main"] if " dev eni" in line] == []
-    assert len(kernel["pods table"]) == 2 * PER_ENI
+    assert len(kernel["pods table"]) == pod_count
+    for kept in ("1024:\tfrom all fwmark 0x80/0x80 lookup 254", "32765:\tfrom 10.0.0.20 lookup 2"):
+        assert [line.split(" proto ")[0] for line in kernel["rules"] if line.startswith(kept[:6])] == [kept]
 
 
 def test_a_dry_run_prints_commands_and_changes_nothing(places: Places) -> None:
@@ -245,3 +251,57 @@ async def test_any_doubt_is_a_refusal_that_changes_nothing(places: Places, doubt
                 datapath.close()
         assert kernel_of(world) == before
         assert places.checkpoint.exists()
+
+
+def test_killed_at_any_step_it_goes_on_from_there(places: Places, streams: Streams) -> None:
+    """Both ways, by SIGKILL of the process: the same again ends it, and no pod's connection notices."""
+    with aws_node(aws_layout.Backend.NFT_CONNMARK, 2, places.checkpoint) as world, runner(world.node) as process:
+        job = Job(
+            back=False,
+            backend=Backend.NFT,
+            nat=nat_of(world),
+            instance=instance_of(world.enis[0]),
+            places=places,
+            dies_at=0,
+        )
+        before, file_before = kernel_of(world), places.checkpoint.read_text()
+        for name, target in (("a0", OTHER_NODE), ("b0", OTHER_NODE), ("a1", INTERNET), ("b1", INTERNET)):
+            server = "P" if target == OTHER_NODE else "X"
+            streams.open(world, f"{name} to {server}", name, server, target, STREAM_PORT)
+        streams.start()
+        steps = {False: 0, True: 0}
+        gaps_s: dict[tuple[int, bool, bool], float] = {}
+        for step in range(1, MOST_STEPS):
+            # Each way, killed at this step, then the same again; at every third step also the other way.
+            turns = [(False, True)] * (step % 3 == 0) + [(False, False)]
+            turns += [(True, False)] * (step % 3 == 0) + [(True, True)]
+            for back, then in turns:
+                died = process.dies(replace(job, back=back, dies_at=step))
+                steps[back] = step if died else steps[back]
+                streams.wait_for(2)
+                if back and not then and not places.checkpoint.exists():
+                    # Without the file a take-over is refused: the way back comes to its end first.
+                    with world.node.entered():
+                        plan = executor.plan_adoption(places, nat_of(world))
+                    assert "do --rollback again" in plan.refusals[0]
+                    assert not process.dies(replace(job, back=True))
+                taken_over = not back and not then and not places.checkpoint.exists()
+                if (died or back != then) and not taken_over:
+                    assert not process.dies(replace(job, back=then))
+                streams.wait_for(2)
+                gaps_s[step, back, then] = streams.worst_gap_s()
+                found = kernel_of(world)
+                if not then:
+                    assert_nothing_of_theirs(found, pod_count=4)
+                    assert not places.checkpoint.exists()
+                    continue
+                assert found == before, f"killed at step {step}"
+                assert places.checkpoint.read_text() == file_before
+                assert list(places.checkpoint.parent.iterdir()) == [places.checkpoint]
+            if step > max(steps.values()):
+                break
+        assert min(steps.values()) >= 12, steps
+        streams.wait_for(2)
+        assert [(s.name, s.broken) for s in streams.streams if s.broken] == []
+        assert max(gaps_s.values()) < GAP_S, {turn: gap_s for turn, gap_s in gaps_s.items() if gap_s >= GAP_S}
+        assert world.foreign() == world.foreign_before

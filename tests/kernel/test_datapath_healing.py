@@ -33,8 +33,10 @@ from tests.kernel.datapath_node import (
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "runs")
 
 _WITHIN_S = 1.0
-_PATIENCE_S = 8.0
-"""For a machine that does other things too: the second is asserted of what the agent itself needs, see `_repaired`."""
+_ATTEMPTS = 3
+"""A machine that does other things too may not run the agent for a second; not three times in a row, though, as a
+repair would that waits for a timer. The first three repairs of an object come at once (damping.py)."""
+_PATIENCE_S = 20.0
 
 
 @pytest.fixture
@@ -56,14 +58,12 @@ class World:
     rich_ifname: str
 
     async def repaired(self, subject: str) -> Repair:
-        """The next repair of that subject, within the second."""
-        started_s = time.monotonic()
+        """The next repair of that subject."""
         async with asyncio.timeout(_PATIENCE_S):
             while True:
                 repair = await self.repairs.get()
                 if subject in repair.subject:
                     assert not repair.error
-                    assert time.monotonic() - started_s < _WITHIN_S
                     return repair
 
     def state(self) -> tuple[str, ...]:
@@ -168,14 +168,19 @@ async def test_what_somebody_breaks_is_back_within_a_second(world: World, damage
     with world.plain.udp() as client, world.rich.udp(SECONDARY_PODS[0]) as server:
         exchange(client, server, SECONDARY_PODS[0])
         command = damage.format(address=PRIMARY_PODS[0], veth=world.plain_ifname, rich=world.rich_ifname)
-        world.node.netns.run(*command.split())
-        if command == "ip rule flush":
-            # It takes the kernel's own along, which are not ours to put back.
-            world.node.netns.run("ip", "rule", "add", "pref", "32766", "lookup", "main")
-            world.node.netns.run("ip", "rule", "add", "pref", "32767", "lookup", "default")
-        await world.repaired(subject)
-        await _until(lambda: world.state() == before, world.state, before)
-        assert exchange(client, server, SECONDARY_PODS[0]) == PRIMARY_PODS[0]
+        took_s: list[float] = []
+        while not took_s or (took_s[-1] >= _WITHIN_S and len(took_s) < _ATTEMPTS):
+            world.node.netns.run(*command.split())
+            broken_s = time.monotonic()
+            if command == "ip rule flush":
+                # It takes the kernel's own along, which are not ours to put back.
+                world.node.netns.run("ip", "rule", "add", "pref", "32766", "lookup", "main")
+                world.node.netns.run("ip", "rule", "add", "pref", "32767", "lookup", "default")
+            await world.repaired(subject)
+            took_s.append(time.monotonic() - broken_s)
+            await _until(lambda: world.state() == before, world.state, before)
+            assert exchange(client, server, SECONDARY_PODS[0]) == PRIMARY_PODS[0]
+        assert took_s[-1] < _WITHIN_S, took_s
 
 
 async def _until(reached: Callable[[], bool], state: Callable[[], object], wanted: object) -> None:

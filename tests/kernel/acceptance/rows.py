@@ -157,10 +157,37 @@ NODE_PORT_OFF: Final = changed(
 """,
 )
 """AWS_VPC_CNI_NODE_PORT_SUPPORT=false: a pod of a secondary ENI answers by that ENI, with the node's address, and the
-VPC drops it; masqueraded or not, because the route is chosen before the answer gets the node's address back."""
+VPC drops it; masqueraded or not, because the route is chosen after the client's address and before the node's is put
+back. The AWS plugin's own layout (bench/aws_layout.py) without its mark for the primary ENI does the same."""
 
 NODE_PORT_OFF_EXTERNAL_SNAT: Final = changed(EXTERNAL_SNAT, _text_of(NODE_PORT_OFF, SNAT))
 """Neither: nothing is marked, and there is no rule 1024."""
+
+EXTERNAL_SERVICES: Final = changed(
+    SNAT,
+    """
+    P7    C   B1      nobody  ens5  routes
+    P10b  B1  C       N       ens5  routes+table
+    N5    C   :30080  C       ens5  routes
+""",
+)
+"""AWS_EXTERNAL_SERVICE_CIDRS has the routed network of C: what goes there takes the primary ENI without a mark. So do
+answers to what came in by another ENI, as in the AWS plugin: the setting is for networks that pods call."""
+
+CUSTOM: Final = changed(
+    SNAT,
+    """
+    P4    A1  P       A1  ens6  routes+table
+    P6a   P   A1      P   ens6  routes+table
+    P7a   C   A1      C   ens6  routes+table
+    P8    A1  X       N   ens5  routes+table+mark   random
+    P10a  A1  C       N   ens5  routes+table+mark
+    P12a  A1  META    N   ens5  routes+table+mark
+    P20a  A1  V60     N   ens5  routes+table+mark
+    H2a   X   @N:31001   X   ens5  routes+table+mark
+""",
+)
+"""Custom networking: no pod on the primary ENI, and the other one is in a subnet of its own."""
 
 PORT_KEPT: Final = tuple(replace(row, port_kept=True) if row.id in ("P8", "P9") else row for row in SNAT)
 """AWS_VPC_K8S_CNI_RANDOMIZESNAT=none: the client's own port, when it is free."""

@@ -16,7 +16,7 @@ from sim.fabric import INTERNET_ADDRESS
 from tests.kernel.acceptance import rows
 from tests.kernel.acceptance.probe import ANSWER_S, SILENCE_S, Answer, Path, ask
 from tests.kernel.acceptance.rows import Row
-from tests.kernel.acceptance.world import OTHER_NODE, SECONDARY_ENI_PODS, World, built
+from tests.kernel.acceptance.world import CUSTOM, OTHER_NODE, PLAIN, PREFIXES, Siting, World, built
 from tests.kernel.datapath_node import why_not
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "runs")
@@ -40,6 +40,7 @@ class Variant:
     before: bool = True
     without: str = ""
     mtu: int = 9001
+    siting: Siting = PLAIN
 
 
 VARIANTS: Final = (
@@ -64,6 +65,25 @@ VARIANTS: Final = (
         id="node-port-off-external-snat",
         rows=rows.NODE_PORT_OFF_EXTERNAL_SNAT,
         policy=_policy(node_port_support=False, external_snat=True),
+    ),
+    *(
+        Variant(
+            id=f"external-services{'-without-mark' * bool(without)}",
+            rows=rows.EXTERNAL_SERVICES,
+            policy=_policy(external_service_cidrs=(IPv4Network("172.31.0.0/16"),)),
+            without=without,
+        )
+        for without in ("", "mark")
+    ),
+    Variant(id="prefixes", siting=PREFIXES),
+    *(
+        Variant(
+            id=f"custom-networking{f'-without-{without}' * bool(without)}",
+            rows=rows.CUSTOM,
+            siting=CUSTOM,
+            without=without,
+        )
+        for without in ("", "mark", "table")
     ),
     Variant(id="connmark", policy=_policy(primary_mark=0x100)),
     Variant(id="veth-prefix", policy=_policy(veth_prefix="pod")),
@@ -94,15 +114,19 @@ class Worlds:
 def built_beside_kube_proxy(variant: Variant) -> Iterator[World]:
     kube_proxy = services.FORMS[variant.kube_proxy](
         services.services(
-            local=SECONDARY_ENI_PODS["B2"],
-            node_port_pod=SECONDARY_ENI_PODS["B1"],
+            local=variant.siting.secondary_pods["B2"],
+            node_port_pod=variant.siting.secondary_pods["B1"],
             remote=OTHER_NODE,
             outside=INTERNET_ADDRESS,
         )
     )
     before, after = (kube_proxy, "") if variant.before else ("", kube_proxy)
     with built(
-        variant.policy, mtu=variant.mtu, before=before, after=f"{after}\n{rows.CONTROLS.get(variant.without, '')}"
+        variant.policy,
+        siting=variant.siting,
+        mtu=variant.mtu,
+        before=before,
+        after=f"{after}\n{rows.CONTROLS.get(variant.without, '')}",
     ) as made:
         if variant.policy.external_snat:
             made.give_elastic_addresses()

@@ -30,7 +30,7 @@ from agent.ipam.model import AttachmentKey, Eni, EniId, Holder, Instance, Mac, S
 from agent.ports import PodWiring, PortMapping, Transport
 from sim.fabric import INTERNET_ADDRESS, Fabric
 from sim.model.attachments import AttachInterface, attach_interface
-from sim.model.config import VpcConfig
+from sim.model.config import SubnetConfig, VpcConfig
 from sim.model.interfaces import CreateInterface, create_interface
 from sim.model.ipv4 import Ipv4Wish, assign_ipv4
 from sim.model.records import EniRecord
@@ -48,6 +48,42 @@ N2: Final = IPv4Address("10.0.0.20")
 PRIMARY_ENI_PODS: Final = {"A1": IPv4Address("10.0.0.11"), "A2": IPv4Address("10.0.0.12")}
 SECONDARY_ENI_PODS: Final = {"B1": IPv4Address("10.0.0.21"), "B2": IPv4Address("10.0.0.22")}
 SECONDARY_TABLE: Final = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Siting:
+    """Which ENI has which pods, and what EC2 says of them.
+
+    subnet: of the secondary ENI. prefixes: the pods' addresses are parts of /28 prefixes, not single ones.
+    """
+
+    primary_pods: Mapping[str, IPv4Address]
+    secondary_pods: Mapping[str, IPv4Address]
+    subnet: IPv4Network = SUBNET_CIDR
+    secondary_address: IPv4Address = N2
+    prefixes: bool = False
+
+    def wish(self, pods: Mapping[str, IPv4Address]) -> Ipv4Wish:
+        if not self.prefixes:
+            return Ipv4Wish(addresses=tuple(pods.values()))
+        return Ipv4Wish(prefixes=tuple({IPv4Network((address, 28), strict=False): None for address in pods.values()}))
+
+
+PLAIN: Final = Siting(primary_pods=PRIMARY_ENI_PODS, secondary_pods=SECONDARY_ENI_PODS)
+PREFIXES: Final = Siting(
+    primary_pods={"A1": IPv4Address("10.0.0.33"), "A2": IPv4Address("10.0.0.34")},
+    secondary_pods={"B1": IPv4Address("10.0.0.65"), "B2": IPv4Address("10.0.0.80")},
+    prefixes=True,
+)
+"""B1 and B2 in a prefix each."""
+CUSTOM: Final = Siting(
+    primary_pods={},
+    secondary_pods={name: IPv4Address("10.0.7.32") + n for n, name in enumerate(("A1", "A2", "B1", "B2"))},
+    subnet=IPv4Network("10.0.7.0/24"),
+    secondary_address=IPv4Address("10.0.7.20"),
+    prefixes=True,
+)
+"""Custom networking, with prefixes: no pod on the primary ENI, the other one is in a subnet of its own."""
 
 _SEEN: Final = """\
 table ip seen {
@@ -148,14 +184,16 @@ class World:
 
 
 @contextmanager
-def built(policy: DatapathPolicy, *, mtu: int = 9001, before: str = "", after: str = "") -> Iterator[World]:
+def built(
+    policy: DatapathPolicy, *, siting: Siting = PLAIN, mtu: int = 9001, before: str = "", after: str = ""
+) -> Iterator[World]:
     """The node with our datapath.
 
     before, after: shell commands run in the node's namespace before ours is installed, and after it.
     """
-    with attached(PRIMARY_ENI_PODS, SECONDARY_ENI_PODS, before=before) as world:
+    with attached(siting, before=before) as world:
         with world.node.entered():
-            asyncio.run(_wire(policy, mtu, *world.enis, world.places))
+            asyncio.run(_wire(policy, mtu, world, siting))
         if after:
             world.node.run("sh", "-ec", after)
         yield world
@@ -163,19 +201,19 @@ def built(policy: DatapathPolicy, *, mtu: int = 9001, before: str = "", after: s
 
 @contextmanager
 def attached(
-    primary_pods: Mapping[str, IPv4Address],
-    secondary_pods: Mapping[str, IPv4Address],
+    siting: Siting,
     *,
     instance_type: str = "m5.large",
     before: str = "",
 ) -> Iterator[World]:
     """The node with its ENIs attached and its containers made, and nothing of ours yet."""
     with ExitStack() as stack:
-        vpc = Vpc(VpcConfig(seed=7))
+        subnets = tuple(SubnetConfig(cidr=cidr) for cidr in dict.fromkeys((SUBNET_CIDR, siting.subnet)))
+        vpc = Vpc(VpcConfig(seed=7, subnets=subnets))
         fabric = Fabric(Netns.unused_name("acc"), vpc)
         stack.callback(fabric.remove)
         fabric.build()
-        enis = _launch(vpc, instance_type, tuple(primary_pods.values()), tuple(secondary_pods.values()))
+        enis = _launch(vpc, instance_type, siting)
         subnet_id = next(iter(vpc.state.subnets))
         elsewhere_id = vpc.run_instance("m5.large", subnet_id, now_s=0.0).instance_id
         assert (enis[0].primary_address, vpc.state.enis_of(elsewhere_id)[0].primary_address) == (NODE, OTHER_NODE)
@@ -188,9 +226,9 @@ def attached(
             "META": Place(netns=router, address=METADATA),
             "P": Place(netns=elsewhere, address=OTHER_NODE),
             "N": Place(netns=node, address=NODE),
-            "N2": Place(netns=node, address=N2),
+            "N2": Place(netns=node, address=siting.secondary_address),
         }
-        for name, address in (*primary_pods.items(), *secondary_pods.items()):
+        for name, address in (*siting.primary_pods.items(), *siting.secondary_pods.items()):
             places[name] = Place(netns=stack.enter_context(Netns.made("pod")), address=address)
         node.run("sh", "-ec", f"{FOREIGN}\n{before}")
         world = World(fabric, node, places, enis)
@@ -198,15 +236,18 @@ def attached(
         yield world
 
 
-def _launch(
-    vpc: Vpc, instance_type: str, primary_pods: tuple[IPv4Address, ...], secondary_pods: tuple[IPv4Address, ...]
-) -> tuple[EniRecord, EniRecord]:
+def _launch(vpc: Vpc, instance_type: str, siting: Siting) -> tuple[EniRecord, EniRecord]:
     subnet_id = next(iter(vpc.state.subnets))
     instance_id = vpc.run_instance(instance_type, subnet_id, now_s=0.0).instance_id
     primary_id = vpc.state.enis_of(instance_id)[0].eni_id
-    wish = Ipv4Wish(addresses=primary_pods)
-    vpc.apply(partial(assign_ipv4, eni_id=primary_id, wish=wish), now_s=0.0)
-    request = CreateInterface(subnet_id=subnet_id, primary_address=N2, ipv4=Ipv4Wish(addresses=secondary_pods))
+    if siting.primary_pods:
+        wish = siting.wish(siting.primary_pods)
+        vpc.apply(partial(assign_ipv4, eni_id=primary_id, wish=wish), now_s=0.0)
+    request = CreateInterface(
+        subnet_id=tuple(vpc.state.subnets)[-1],
+        primary_address=siting.secondary_address,
+        ipv4=siting.wish(siting.secondary_pods),
+    )
     eni = vpc.apply(partial(create_interface, request=request), now_s=0.0)
     attachment = AttachInterface(eni_id=eni.eni_id, instance_id=instance_id, device_index=1)
     vpc.apply(partial(attach_interface, request=attachment, now_s=0.0), now_s=0.0)
@@ -214,18 +255,16 @@ def _launch(
     return primary, secondary
 
 
-async def _wire(
-    policy: DatapathPolicy, mtu: int, primary: EniRecord, secondary: EniRecord, places: Mapping[str, Place]
-) -> None:
+async def _wire(policy: DatapathPolicy, mtu: int, world: World, siting: Siting) -> None:
     """As the agent does it at its start and for each ADD; then the process is gone, and the kernel is on its own."""
     datapath = KernelDatapath(policy)
     try:
-        await datapath.prepare_node(instance_of(primary))
-        for device, eni in enumerate((primary, secondary)):
-            await datapath.ensure_eni(eni_of(eni, device))
-        for name in (*PRIMARY_ENI_PODS, *SECONDARY_ENI_PODS):
-            table_id = SECONDARY_TABLE if name in SECONDARY_ENI_PODS else 254
-            await datapath.wire(wiring_of(name, places[name], table_id=table_id, mtu=mtu))
+        await datapath.prepare_node(instance_of(world.enis[0]))
+        for device, eni in enumerate(world.enis):
+            await datapath.ensure_eni(eni_of(eni, device, siting.subnet if device else SUBNET_CIDR))
+        for name in ("A1", "A2", "B1", "B2"):
+            table_id = SECONDARY_TABLE if name in siting.secondary_pods else 254
+            await datapath.wire(wiring_of(name, world.places[name], table_id=table_id, mtu=mtu))
     finally:
         datapath.close()
 
@@ -267,14 +306,14 @@ def instance_of(primary: EniRecord) -> Instance:
     )
 
 
-def eni_of(record: EniRecord, device: int) -> Eni:
+def eni_of(record: EniRecord, device: int, subnet: IPv4Network = SUBNET_CIDR) -> Eni:
     return Eni(
         eni_id=EniId(record.eni_id),
         mac=Mac(record.mac),
         card=0,
         device=device,
         subnet_id=SubnetId(record.subnet_id),
-        subnet_cidr=SUBNET_CIDR,
+        subnet_cidr=subnet,
         primary_address=record.primary_address,
         blocks=(),
         attachment_id=f"eni-attach-{device:017x}",

@@ -55,7 +55,7 @@ bench: setup ## time whole-process ADD and DEL beside ptp + host-local; writes d
 bench-pool: setup ## replay the warm pool beside a model of the AWS plugin's; writes docs/performance.md
 	@$(PYTHON) -m bench.pool
 
-bench-release: setup ## what a DEL spends on the connections of its address
+bench-release: setup ## what a release spends on the connections of its address; writes docs/performance.md
 	@$(PYTHON) -m bench.release
 
 bench-datapath: setup ## time ADD in the kernel and a forwarded packet beside the AWS layout; writes docs/performance.md

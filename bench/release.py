@@ -1,6 +1,8 @@
-"""Time what a DEL spends on forgetting the connections of its address, beside many connections of others.
+"""Time what a release spends on forgetting the connections of its address, beside many connections of others.
 
-    .venv/bin/python -m bench.release [foreign connections]...
+    make bench-release          or: .venv/bin/python -m bench.release [foreign connections]...
+
+Writes the section of docs/performance.md when no counts are given.
 
 The peer in the same run is `conntrack -D`, twice, as a plugin without netlink code of its own would do it. Needs root
 and Debian's conntrack; everything happens in a namespace of its own. Entries of UDP live 30 s, and most kernels hold
@@ -21,6 +23,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from agent.datapath import conntrack
+from bench.report import write_section
 
 _POD = IPv4Address("10.9.9.1")
 _PEER = "10.9.9.2"
@@ -80,6 +83,7 @@ def main() -> None:
         "nft", "add table ip t; add chain ip t c { type filter hook output priority 0; }; add rule ip t c ct state new"
     )
     foreign = 0
+    lines = ["| foreign connections | ours, ms | `conntrack -D`, ms | |", "|---|---|---|---|"]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as pod:
         pod.bind((str(_POD), 5555))
         for count in counts:
@@ -87,8 +91,11 @@ def main() -> None:
             foreign = count
             ours_ms = _median_ms(pod, lambda: conntrack.forget(conntrack.of_pod(_POD)))
             command_ms = _median_ms(pod, _by_command)
-            ratio = ours_ms / command_ms
-            print(f"{count:7} foreign   ours {ours_ms:7.2f} ms   conntrack -D {command_ms:7.2f} ms   {ratio:5.2f}x")
+            lines.append(f"| {count:,} | {ours_ms:.2f} | {command_ms:.0f} | {ours_ms / command_ms:.3f}x |")
+    text = "\n".join(lines)
+    print(text)
+    if not sys.argv[1:]:
+        write_section("release", text)
 
 
 if __name__ == "__main__":

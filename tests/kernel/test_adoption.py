@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -222,7 +223,15 @@ DOUBTS = {
     "somebody's rule": ("ip rule add pref 1536 from 10.0.0.0/24 lookup 7", "rule is in the way"),
     "somebody's mark": ("ip rule add pref 700 fwmark 0x2/0xf lookup 7", "rule is in the way"),
     "branch ENI": (
-        "ip link add vlan.eth.7 type veth peer name trunk9; ip link set vlan.eth.7 up",
+        (
+            "ip link add vlan.eth.7 type veth peer name trunk9; ip link set vlan.eth.7 up; "
+            "ip link add vlan0123456789a type veth peer name eth9; ip link set vlan0123456789a up; "
+            "ip route add 10.0.1.1 dev vlan.eth.7 scope link table 107; "
+            "ip route add default via 10.0.1.1 dev vlan.eth.7 onlink table 107; "
+            "ip route add 10.0.1.50 dev vlan0123456789a scope link table 107; "
+            "ip rule add pref 10 iif vlan.eth.7 lookup 107; ip rule add pref 10 iif vlan0123456789a lookup 107; "
+            "ip rule add pref 20 lookup local; ip rule del pref 0"
+        ),
         "security groups for pods",
     ),
     "our group": ("ip link set dev {veth} group 20000", "our group 20000"),
@@ -232,6 +241,26 @@ DOUBTS = {
         "AWS_VPC_K8S_CNI_EXTERNALSNAT",
     ),
 }
+
+
+async def test_a_node_of_an_ipv6_cluster_is_refused(places: Places) -> None:
+    with aws_node(aws_layout.Backend.NFT_CONNMARK, 1, places.checkpoint) as world:
+        veth = aws_layout.veth_name("default", "a0")
+        world.node.run(
+            "sh", "-ec", f"ip -6 route add 2600:1f::2/128 dev {veth}; ip -6 rule add pref 512 to 2600:1f::2 lookup main"
+        )
+        entry = json.loads(places.checkpoint.read_text())
+        for each in entry["allocations"]:
+            del each["ipv4"]
+            each["ipv6"] = "2600:1f::2"
+        places.checkpoint.write_text(json.dumps(entry))
+        before = kernel_of(world)
+        with world.node.entered():
+            plan = executor.plan_adoption(places, nat_of(world))
+            assert "2600:1f::2" in plan.refusals[0]
+            with pytest.raises(InvalidRequest):
+                executor.refuse(plan)
+        assert kernel_of(world) == before
 
 
 @pytest.mark.parametrize("doubt", list(DOUBTS))

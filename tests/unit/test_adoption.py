@@ -185,6 +185,33 @@ def test_removal_names_their_chains_and_rules_and_nothing_else() -> None:
     assert commands.removal(f"*nat\n{foreign}COMMIT\n") == ""
 
 
+def test_what_is_replaced_is_one_transaction_for_each_table() -> None:
+    for backend in Backend:
+        installed = commands.installation(NAT, backend)
+        text = commands.replacement(installed, NAT, backend)
+        assert text.count("COMMIT") == installed.count("COMMIT") == 2
+        assert "-X" not in text
+        assert text.count("-A ") == text.count("-D ") + text.count("-A AWS-")
+    # A chain of an older version, or of the other back end, goes.
+    assert "-X AWS-CONNMARK-CHAIN-0" in commands.replacement(
+        commands.installation(NAT, Backend.LEGACY), NAT, Backend.NFT
+    )
+
+
+def test_ours_of_two_equal_rules_outlives_theirs() -> None:
+    ours = Rule(
+        pref=1024, protocol=205, table_id=254, source=None, destination=None, mark=0x80, mask=0x80, plain=True, text=""
+    )
+    theirs = replace(ours, protocol=0)
+    for order, moved in (((theirs, ours), False), ((ours, theirs), True)):
+        survey = replace(SURVEY, rules=(*(rule for rule in SURVEY.rules if rule.pref != 1024), *order))
+        lines = planning.plan_adoption([ALLOCATION], survey, NAT).remove[-1].feed.splitlines()
+        about = [line for line in lines if " 1024 " in line]
+        selector = "fwmark 0x80/0x80 lookup 254"
+        move = [f"rule {what} pref 1024 {selector} protocol 205" for what in ("del", "add")] if moved else []
+        assert about == [*move, f"rule del pref 1024 {selector} protocol 0"]
+
+
 def test_external_snat_and_no_node_ports_leave_nothing_to_install() -> None:
     bare = replace(NAT, external_snat=True, node_port_support=False)
     assert commands.installation(bare, Backend.LEGACY) == ""

@@ -1,7 +1,7 @@
 """The acceptance list: one row, one path a packet may take through the node.
 
 A row reads: CLIENT asks TARGET; the server behind it sees PEER as the source; while the exchange runs, the node sends
-on the ENIs in BY and on no other ("-": the exchange never leaves the node; "any": a refusal may). NEEDS says what of
+on the ENIs in BY and on no other ("-": the exchange never leaves the node). NEEDS says what of
 ours the row cannot do without: the nftables table (`table`), rule 1024 (`mark`), the other routes and rules (`routes`),
 or nothing. Take it away, and the row must fail; take something else away, and the row must still hold.
 
@@ -95,7 +95,7 @@ SNAT: Final = _rows("""
     H1a   X   @N:31000   X       ens5  routes+table+mark
     H1b   P   @N:31000   P       ens5  routes+table+mark
     H2a   X   @N:31001   X       ens5  routes+table
-    H2b   P   @N2:31001  nobody  any   nothing
+    H2b   P   @N2:31001  nobody  ens6  routes
     H3    B1  @N:31000   N       -     routes+table
     H4a   B2  @N:31000   B2      -     routes+table
     H4b   N   @N:31000   N       -     routes+table

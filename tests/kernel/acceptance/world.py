@@ -231,6 +231,8 @@ def attached(
         for name, address in (*siting.primary_pods.items(), *siting.secondary_pods.items()):
             places[name] = Place(netns=stack.enter_context(Netns.made("pod")), address=address)
         node.run("sh", "-ec", f"{FOREIGN}\n{before}")
+        # A row may expect the refusal of a port; the kernel sends one a second to the same address (ip-sysctl.rst).
+        node.write("ipv4/icmp_ratelimit", "0")
         world = World(fabric, node, places, enis)
         world.foreign_before = world.foreign()
         yield world

@@ -10,7 +10,7 @@ from ipaddress import IPv4Network
 import pytest
 
 from agent.errors import Cause, CloudFailed, KernelFailed
-from agent.runtime.reconciler import Reconciler
+from agent.runtime.reconciler import Backoff, Reconciler
 from agent.vpc_cidrs import VpcCidrs
 from tests.virtual_time import virtual_time
 
@@ -124,6 +124,6 @@ async def test_what_fails_is_found_again() -> None:
         assert node.written == []
         node.imds_failure = None
         node.write_failure = KernelFailed(Cause.KERNEL_REFUSED, "busy")
-        await asyncio.sleep(100.0)
+        await asyncio.sleep(2 * Backoff().max_s * 2)  # two pauses at the most, each with its jitter
         assert [written for _, written in node.written] == [frozenset((VPC, ADDED))]
         assert node.write_failure is None

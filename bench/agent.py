@@ -195,7 +195,8 @@ def certify(directory: Path) -> tuple[Path, Path]:
 def compiled_as_shipped(directory: Path) -> None:
     """Bytecode of what an agent imports as the image has it (deploy/image/bytecode.py): without docstrings."""
     listing = """
-import sys, bench.agent_as_shipped, agent.assembly
+import sys, bench.agent_as_shipped, agent.assembly, agent.kube.library
+agent.kube.library.kube_config()
 for module in list(sys.modules.values()):
     print(getattr(module, "__file__", None) or "")
 """

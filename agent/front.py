@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from fastapi import FastAPI
+
 from agent.events.journal import Journal
 from agent.events.store import EventStore, keep
 from agent.node import Node
@@ -83,7 +85,24 @@ class Front:
             if not self._chosen.disable_metrics:
                 own = stack.enter_context(_listening(("0.0.0.0", METRICS_PORT)))
                 doors["metrics"] = partial(bounded, metrics_app(service), own)
+            if self._chosen.dev_http is not None:
+                own = stack.enter_context(_listening(self._chosen.dev_http))
+                doors["dev HTTP"] = _dev_door(app, own, self._chosen)
             yield doors
+
+
+def _dev_door(app: FastAPI, sock: socket.socket, chosen: Settings) -> Callable[[], Coroutine[Any, Any, None]]:
+    # Imported here: an agent without this port does not carry it.
+    from api.dev.site import dev_site  # noqa: PLC0415
+
+    allow = chosen.dev_http_allow
+    log.warning(
+        "dev_http_without_authentication",
+        notice="everybody who reaches this port reads everything" + (" and may change it" if "writes" in allow else ""),
+        allow=",".join(allow),
+    )
+    site = dev_site(app, writes="writes" in allow)
+    return partial(serve, site, sock, read_only=True, max_connections=MAX_READERS)
 
 
 def _listening(address: tuple[str, int]) -> socket.socket:

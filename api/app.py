@@ -46,7 +46,7 @@ class _App(FastAPI):
 
 
 def create_app(service: NodeService) -> FastAPI:
-    """The application. The document is served at `/openapi.json`; there is no Swagger UI: nodes have no internet."""
+    """The application. The document is served at `/openapi.json`; Swagger UI, from our own files, is in `api.dev`."""
     app = _App(
         title=TITLE,
         version=VERSION,

@@ -1,7 +1,8 @@
 """From the bytes of a CNI request to its five members. Pure; every failure is a `CniError`.
 
 The plugin embeds the runtime's standard input as it is, so the bytes are hostile: what it appends could try to smuggle
-members into the request. Hence: one JSON object, known members only, none twice at any depth, `config` last.
+members into the request. Hence: one JSON object, known members only, none twice at any depth; the plugin writes all
+five, so that whatever is smuggled in is there twice.
 """
 
 from __future__ import annotations
@@ -45,8 +46,6 @@ def decode(body: bytes) -> Envelope:
         _undecodable("the request has unknown members", ", ".join(sorted(unknown))[:200])
     if "config" not in document:
         _undecodable("the request has no network configuration")
-    if next(reversed(document)) != "config":
-        _undecodable("`config` must be the last member of the request")
     config = document["config"]
     if not isinstance(config, dict):
         _undecodable("the network configuration is not a JSON object")

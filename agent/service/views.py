@@ -45,9 +45,10 @@ def pool_eni_view(usage: EniUsage, addresses: Sequence[OneAddress]) -> PoolEniVi
 
 def eni_view(usage: EniUsage, addresses: Sequence[OneAddress], parts: Parts) -> EniView:
     eni = usage.eni
-    prefixes = [block.network for block in eni.blocks if block.is_prefix]
     # Not `eni.blocks`: those are of the last describe, and the ledger also knows what was granted since.
-    singles = [ip_network(one.address) for one in addresses if one.eni_id == eni.eni_id and one.listed]
+    prefixes = [one.block.network for one in usage.blocks if one.block.is_prefix]
+    own = [one.address for one in addresses if one.eni_id == eni.eni_id and one.listed]
+    singles = [ip_network(address) for address in own if not any(address in prefix for prefix in prefixes)]
     return EniView(
         eni_id=eni.eni_id,
         mac=eni.mac,

@@ -145,6 +145,13 @@ def _host_and_port(text: str) -> tuple[str, int]:
     return str(ip_address(host.removeprefix("[").removesuffix("]"))), _integer(port)
 
 
+def _dev_http_allowances(text: str) -> tuple[str, ...]:
+    found = {part.strip() for part in text.split(",") if part.strip()}
+    if not found <= {"remote", "writes"}:
+        raise ValueError(text)
+    return tuple(sorted(found))
+
+
 def _or_unset(kind: Kind) -> Kind:
     return Kind(parse=lambda text: kind.parse(text) if text else None, allowed=kind.allowed)
 
@@ -187,6 +194,8 @@ DIRECTORY_OR_UNSET = _or_unset(DIRECTORY)
 SOCKET_PATH_OR_UNSET = _or_unset(SOCKET_PATH)
 LOG_FILE = Kind(parse=_log_file, allowed="stderr, stdout or an absolute path")
 HOST_AND_PORT = Kind(parse=_host_and_port, allowed="an IP address, a colon and a port from 1 to 65535")
+HOST_AND_PORT_OR_UNSET = _or_unset(HOST_AND_PORT)
+DEV_HTTP_ALLOWANCES = Kind(parse=_dev_http_allowances, allowed="remote, writes, or both with a comma")
 LOG_LEVEL = Kind(
     parse=lambda text: LogLevel(text.upper()), allowed="debug, info, warn, error or fatal, in upper or lower case"
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any, get_type_hints
 
 from agent.settings.inert import NOT_HONOURED
@@ -45,8 +46,11 @@ def documented() -> tuple[Documented, ...]:
     return tuple(found)
 
 
-def load(environ: Mapping[str, str] = os.environ) -> Settings:  # noqa: TID251  # the one place
-    """Read the environment.
+def load(
+    environ: Mapping[str, str] = os.environ,  # noqa: TID251  # the one place
+    arguments: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read the environment; what the command line says, by the settings' names, counts more.
 
     Raises: SettingsInvalid with every problem found.
     """
@@ -55,12 +59,15 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:  # noqa: TID251  
     problems: list[str] = []
     for one in documented():
         setting = one.setting
-        text = environ.get(setting.name, "")
-        provenance[setting.name] = Provenance.ENVIRONMENT if text else Provenance.DEFAULT
+        argument = (arguments or {}).get(setting.name, "")
+        text = argument or environ.get(setting.name, "")
+        told = Provenance.ARGUMENT if argument else Provenance.ENVIRONMENT
+        provenance[setting.name] = told if text else Provenance.DEFAULT
         try:
             values[one.field_name] = setting.kind.parse(text or setting.default)
         except ValueError:
             problems.append(f'{setting.name} is "{text}"; allowed: {setting.kind.allowed}')
+    problems += _contradictions(values)
     if problems:
         raise SettingsInvalid(tuple(problems))
     if values["pod_mtu"] is None:
@@ -68,6 +75,14 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:  # noqa: TID251  
     tags: tuple[tuple[str, str], ...] = values["additional_eni_tags"]
     values["additional_eni_tags"] = tuple(tag for tag in tags if RESERVED_TAG_MARK not in tag[0])
     return Settings(**values, provenance=provenance, notices=_notices(environ, tags))
+
+
+def _contradictions(values: Mapping[str, Any]) -> list[str]:
+    """Values that are allowed, each by itself."""
+    dev_http, allow = values.get("dev_http"), values.get("dev_http_allow", ())
+    if dev_http and not ip_address(dev_http[0]).is_loopback and "remote" not in allow:
+        return [f"ENOKI_DEV_HTTP is on {dev_http[0]}; allowed: loopback, unless ENOKI_DEV_HTTP_ALLOW says remote"]
+    return []
 
 
 def _notices(environ: Mapping[str, str], tags: tuple[tuple[str, str], ...]) -> tuple[str, ...]:

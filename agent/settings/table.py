@@ -20,12 +20,14 @@ from agent.settings.kinds import (
     CNI_VERSION,
     CONNMARK,
     COUNT,
+    DEV_HTTP_ALLOWANCES,
     DIRECTORY,
     DIRECTORY_OR_UNSET,
     DNS_NAME,
     FILE_OR_UNSET,
     HOST,
     HOST_AND_PORT,
+    HOST_AND_PORT_OR_UNSET,
     LABEL_KEY,
     LOG_FILE,
     LOG_LEVEL,
@@ -53,6 +55,7 @@ class Provenance(StrEnum):
 
     DEFAULT = "default"
     ENVIRONMENT = "environment"
+    ARGUMENT = "argument"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -354,6 +357,19 @@ class Settings:
         Setting("DISABLE_METRICS", BOOLEAN, default="true"),
         "false: serve metrics on TCP port 61678 of every address of the node, as the AWS plugin does. (That plugin's "
         "default is false.) The Unix socket serves `/metrics` in any case.",
+    ]
+    dev_http: Annotated[
+        tuple[str, int] | None,
+        Setting("ENOKI_DEV_HTTP", HOST_AND_PORT_OR_UNSET, default=""),
+        "For development, also as `--dev-http`: serve the API, Swagger UI (`/docs`) and a page for people (`/`) on "
+        "this address and port, such as 127.0.0.1:8080, to everybody on the machine, without authentication. Unset: no "
+        "such port.",
+    ]
+    dev_http_allow: Annotated[
+        tuple[str, ...],
+        Setting("ENOKI_DEV_HTTP_ALLOW", DEV_HTTP_ALLOWANCES, default=""),
+        "What `ENOKI_DEV_HTTP` may do beyond that, also as `--dev-http-allow`. `remote`: listen on an address that is "
+        "not loopback. `writes`: change what root may change.",
     ]
     provenance: Mapping[str, Provenance] = field(repr=False)
     notices: tuple[str, ...] = ()

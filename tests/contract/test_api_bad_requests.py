@@ -69,10 +69,11 @@ def test_an_oversized_body_is_refused_while_it_arrives() -> None:
     assert str(MAX_BODY_BYTES) in error["msg"]
 
 
-def test_config_must_come_last() -> None:
-    config = GOOD["config"]
+def test_the_order_of_members_is_the_callers() -> None:
+    """Generated clients write the required member first."""
     rest = {key: value for key, value in GOOD.items() if key != "config"}
-    assert refused(json.dumps({"config": config} | rest).encode())["code"] == 6
+    status, _, _ = post(APP, "/v1/cni/add", json.dumps({"config": GOOD["config"]} | rest).encode())
+    assert status == 200
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from lab import agent_api
 from lab.lab import Lab, LabNode
 from lab.pods import Pod, delete_namespace, make_namespace
 from tests.system import three_truths as truths
@@ -67,6 +68,9 @@ def test_a_switch_and_a_kill_keep_every_pod(vpc: Lab, node: LabNode, pods: list[
         eventually_equal(lambda: len(ec2.prefixes(node)), 1)
         more = {pod.container_id: ask(pod, "ADD").address for pod in pods[3:]}
         assert all(ec2.prefix_of(node, address) for address in more.values())
+        eni = agent_api.get(node.socket, "/v1/enis")[0]
+        assert {block for block in eni["blocks"] if block.endswith("/28")} == {str(it) for it in ec2.prefixes(node)}
+        assert len(eni["blocks"]) <= eni["slot_count"]
         truths.assert_agreed(node, ec2, live | more)
         second.send(signal.SIGKILL)
         second.exit_code()

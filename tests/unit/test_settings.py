@@ -70,6 +70,8 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         disable_introspection=True,
         introspection_address=("127.0.0.1", 61679),
         disable_metrics=True,
+        dev_http=None,
+        dev_http_allow=(),
         provenance={one.setting.name: Provenance.DEFAULT for one in documented()},
         notices=(),
     )
@@ -237,3 +239,17 @@ def test_the_datapath_takes_every_veth_prefix_that_is_allowed_here(prefix: str) 
 @pytest.mark.parametrize("level", LogLevel)
 def test_every_log_level_is_one_that_logging_knows(level: LogLevel) -> None:
     assert level.value in logging.getLevelNamesMapping()
+
+
+def test_the_command_line_counts_more_than_the_environment() -> None:
+    settings = load({"ENOKI_DEV_HTTP": "127.0.0.1:80"}, {"ENOKI_DEV_HTTP": "[::1]:8080", "ENOKI_DEV_HTTP_ALLOW": ""})
+    assert settings.dev_http == ("::1", 8080)
+    assert settings.provenance["ENOKI_DEV_HTTP"] is Provenance.ARGUMENT
+    assert settings.provenance["ENOKI_DEV_HTTP_ALLOW"] is Provenance.DEFAULT
+
+
+def test_the_development_port_is_on_loopback_unless_forced() -> None:
+    with pytest.raises(SettingsInvalid, match=r"ENOKI_DEV_HTTP is on 10\.0\.0\.4; allowed: loopback"):
+        load({"ENOKI_DEV_HTTP": "10.0.0.4:8080"})
+    forced = load({"ENOKI_DEV_HTTP": "10.0.0.4:8080", "ENOKI_DEV_HTTP_ALLOW": "writes, remote"})
+    assert (forced.dev_http, forced.dev_http_allow) == (("10.0.0.4", 8080), ("remote", "writes"))

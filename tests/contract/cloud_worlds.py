@@ -13,7 +13,8 @@ from typing import Any
 
 import boto3
 import pytest
-import uvicorn
+import uvicorn.config
+import uvicorn.server
 from aiobotocore.session import get_session
 from moto.server import ThreadedMotoServer
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -222,8 +223,8 @@ def sim_world(timings: Timings | None = None, more_subnets: tuple[SubnetConfig, 
 @contextmanager
 def served(app: ASGIApp, **options: Any) -> Iterator[str]:
     """Serve an ASGI application on a free port of loopback, in a thread; yields its URL."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off", **options)
-    server = uvicorn.Server(config)
+    config = uvicorn.config.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off", **options)
+    server = uvicorn.server.Server(config)
     listener = config.bind_socket()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -14,7 +14,8 @@ from typing import Any
 
 import boto3
 import httpx
-import uvicorn
+import uvicorn.config
+import uvicorn.server
 from botocore.config import Config
 from starlette.types import ASGIApp
 
@@ -106,7 +107,7 @@ def running_sim(
 @contextmanager
 def _serving(*apps: ASGIApp) -> Iterator[list[str]]:
     sockets = [_listener() for _ in apps]
-    servers = [uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="critical")) for app in apps]
+    servers = [uvicorn.server.Server(uvicorn.config.Config(app, lifespan="off", log_level="critical")) for app in apps]
 
     async def serve() -> None:
         async with asyncio.TaskGroup() as group:

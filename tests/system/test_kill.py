@@ -7,6 +7,7 @@ request that outlives its own last step; every step seen in that last one must h
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -170,10 +171,16 @@ def _crash(verb: str, victim: Pod, step: int) -> Crash:
 
 
 def _outlives(victim: Pod, command: str) -> bool:
-    """Whether the agent answered; when it died, the runtime must read that asking again is right."""
+    """Whether the agent is still there; when it died, the runtime must read that asking again is right.
+
+    A DEL whose agent died asks again by itself, finds nobody, and is done: the kernel knows the rest.
+    """
     answer = ask(victim, command)
     assert answer.code in {0, TRY_AGAIN_LATER}, answer
-    return answer.code == 0
+    with socket.socket(socket.AF_UNIX) as knocking:
+        alive = knocking.connect_ex(str(victim.socket)) == 0
+    assert answer.code == 0 or not alive, answer
+    return alive
 
 
 def _add(walk: Walk, victim: Pod) -> str:

@@ -86,7 +86,8 @@ async def test_an_eni_is_made_in_three_requests_and_removed_in_two(world: World)
     assert made.security_groups == (world.security_group,)
     assert len(made.blocks) == 3
     assert all(not block.is_prefix and block.network.network_address in OTHER_SUBNET for block in made.blocks)
-    assert made.primary_address not in {block.network.network_address for block in made.blocks}
+    if world.name != "moto":  # it draws addresses at random, the ENI's own one again too
+        assert made.primary_address not in {block.network.network_address for block in made.blocks}
 
 
 async def test_an_eni_carries_description_and_tags(world: World) -> None:

@@ -320,7 +320,8 @@ async def test_a_cooldown_survives_the_loss_of_the_table(world: World) -> None:
     await world.repaired("table")
     (cooling,) = (await world.datapath.observe()).cooling
     assert cooling.address == PRIMARY_PODS[0]
-    assert 50 < cooling.remaining_s <= 60
+    # The route that says it first ends with its second (agent/datapath/released.py).
+    assert 50 < cooling.remaining_s <= 61
 
 
 async def test_a_chain_that_was_emptied_while_no_agent_ran_is_noticed_at_start(node: Node) -> None:

@@ -33,10 +33,17 @@ ASSEMBLY = "agent.assembly"
 """Imported by name: a plain import would be at the top, where it would keep the door shut."""
 
 
+def spare_libraries() -> None:
+    """Tell libraries, before they are imported, what they need not look for (docs/decisions/0059)."""
+    # pydantic reads the metadata of every installed package in search of plugins: a tenth of a start's CPU.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # noqa: TID251  (told to a library, not a setting)
+    # FastAPI imports the API of pydantic 1 to refuse its models, and does without where there is none: 4.3 MiB.
+    sys.modules["pydantic.v1"] = None  # type: ignore[assignment]  # the import system's way to say: not there
+
+
 def main() -> int:
     """Run the agent; its exit code."""
-    # pydantic would read the metadata of every installed package in search of plugins: a tenth of a start's CPU.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # noqa: TID251  (told to a library, not a setting)
+    spare_libraries()
     adopting = sys.argv[1:2] == ["adopt"]
     arguments = {} if adopting else _arguments()
     try:

@@ -55,3 +55,12 @@ def test_a_whole_agent_never_imports(unused: str) -> None:
     used = {"agent.node", "pyroute2.netlink.rtnl.rtmsg", "kubernetes_asyncio.client.rest"}
     assert used <= loaded
     assert unused not in loaded
+
+
+def test_an_agent_that_serves_has_no_pydantic_1() -> None:
+    serving = "import agent.__main__ as main; main.spare_libraries(); from api.app import create_app; create_app(None)"
+
+    loaded = modules_after(serving)
+
+    assert "fastapi" in loaded
+    assert not [name for name in loaded if name.startswith("pydantic.v1.")]

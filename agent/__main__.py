@@ -23,6 +23,7 @@ from importlib import import_module
 import uvloop
 
 from agent import settings
+from agent.runtime.allocator import share_one_arena
 from agent.runtime.door import hold_socket
 from agent.runtime.log import configure_logging, event_logger
 
@@ -57,6 +58,7 @@ def main() -> int:
         return int(import_module(ASSEMBLY).adopt(sys.argv[2:], chosen))
     for notice in chosen.notices:
         log.warning("settings_notice", notice=notice)
+    share_one_arena()
     try:
         uvloop.run(run(chosen))
     except BaseExceptionGroup:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import os
 import socket
@@ -23,6 +22,7 @@ from agent.kube.cluster import KubeCluster
 from agent.kube.policy import KubePolicy
 from agent.node import Node, Policies
 from agent.ports import Cluster
+from agent.runtime import allocator
 from agent.runtime.log import event_logger
 from agent.runtime.notify import notify_ready
 from agent.runtime.supervisor import supervise
@@ -138,6 +138,5 @@ def own_version() -> str:
 def announce() -> None:
     """Say that ADD can be served: to the log, and to whoever started us."""
     log.info("ready")
-    # What the start needed for a moment goes back to the kernel (malloc_trim(3)): 0.7 MiB.
-    ctypes.CDLL(None).malloc_trim(0)
+    allocator.give_back()
     notify_ready(os.environ.get("NOTIFY_SOCKET", ""))  # noqa: TID251  (a message from the starter, not a setting)

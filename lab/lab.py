@@ -34,7 +34,8 @@ from lab.processes import (
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 IPROUTE2 = Path("/etc/iproute2")
-"""Names of tables and protocols. Newer iproute2 packages keep theirs in /usr/share and do not make this directory."""
+"""Names of tables and protocols. Newer iproute2 packages keep theirs in /usr/share and do not make this directory.
+`ip netns exec` needs it to put a node's own in its place (ip-netns(8)): a lab makes it, and leaves it empty."""
 NODES_ETC = Path("/etc/netns")
 SIM_READY_S = 30.0
 AGENT_READY_S = 60.0
@@ -79,8 +80,8 @@ class LabNode:
 
     @property
     def names_directory(self) -> Path:
-        """The node's own iproute2 names: what `ip netns exec` shows inside it, on machines that have /etc/iproute2."""
-        return (NODES_ETC / self.namespace if IPROUTE2.is_dir() else self.directory) / IPROUTE2.name
+        """The node's own iproute2 names: what `ip netns exec` shows inside it."""
+        return NODES_ETC / self.namespace / IPROUTE2.name
 
 
 class Lab:
@@ -152,8 +153,8 @@ class Lab:
         for index in indexes:
             node = self.nodes[index]
             node.directory.mkdir(exist_ok=True, mode=0o755)
-            if IPROUTE2.is_dir():
-                shutil.copytree(IPROUTE2, node.names_directory, dirs_exist_ok=True)
+            IPROUTE2.mkdir(exist_ok=True)
+            shutil.copytree(IPROUTE2, node.names_directory, dirs_exist_ok=True)
             ready = ReadySocket(node.directory / "ready.sock")
             child = start_notifying(
                 self.agent_argv(node), environment=self.agent_environment(node), log=node.log, ready=ready

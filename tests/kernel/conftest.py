@@ -25,6 +25,13 @@ def node() -> Iterator[Node]:
 
 
 @pytest.fixture
+async def unwatched(node: Node) -> AsyncIterator[KernelDatapath]:
+    """The same without its monitor: what a test breaks stays broken."""
+    async with datapath_running(watching=False) as made:
+        yield made
+
+
+@pytest.fixture
 async def datapath(node: Node) -> AsyncIterator[KernelDatapath]:
     """Prepared on `node`, with its monitor, by the default policy."""
     async with datapath_running() as running:

@@ -77,28 +77,28 @@ async def test_each_direction_has_its_own_rate(node: Node, datapath: KernelDatap
     assert _quickest_s(node.netns, free, PRIMARY_PODS[1], 0.14) < 0.14
 
 
-async def test_check_and_a_second_add_know_the_limits(node: Node, datapath: KernelDatapath) -> None:
+async def test_check_and_a_second_add_know_the_limits(node: Node, unwatched: KernelDatapath) -> None:
     pod = node.container()
     wiring = dataclasses.replace(node.wiring(pod, ADDRESS), ingress=_limit(50_000), egress=_limit(200, 1))
-    wired = await datapath.wire(wiring)
+    wired = await unwatched.wire(wiring)
     index = node.netns.ip(f"-o link show dev {wired.host_ifname}").partition(":")[0]
-    await datapath.check(wiring)
-    await datapath.wire(wiring)
+    await unwatched.check(wiring)
+    await unwatched.wire(wiring)
     assert node.netns.ip(f"-o link show dev {wired.host_ifname}").partition(":")[0] == index
     assert "tbf" in node.netns.run("tc", "qdisc", "show", "dev", wired.host_ifname)
     # 1 kB of burst is less than one frame of 9001 bytes, which could never pass.
     assert "rate 200Mbit burst 90" in pod.run("tc", "qdisc", "show", "dev", "eth0")
 
     with pytest.raises(InvalidRequest, match="not one of 1000000 bit/s"):
-        await datapath.check(dataclasses.replace(wiring, ingress=_limit(1)))
+        await unwatched.check(dataclasses.replace(wiring, ingress=_limit(1)))
     pod.run("tc", "qdisc", "del", "dev", "eth0", "root")
     with pytest.raises(InvalidRequest, match="eth0 in the container has no token bucket"):
-        await datapath.check(wiring)
+        await unwatched.check(wiring)
     node.netns.run("tc", "qdisc", "del", "dev", wired.host_ifname, "root")
     with pytest.raises(InvalidRequest, match="the host veth has no token bucket"):
-        await datapath.check(wiring)
-    await datapath.wire(wiring)
-    await datapath.check(wiring)
+        await unwatched.check(wiring)
+    await unwatched.wire(wiring)
+    await unwatched.check(wiring)
 
 
 async def _with_connections(node: Node, datapath: KernelDatapath) -> PodWiring:

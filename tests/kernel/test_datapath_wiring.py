@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import os
 import socket
-from collections.abc import AsyncIterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -29,12 +28,6 @@ from tests.kernel.datapath_node import (
 
 POLICY = DatapathPolicy(names_directory=None)
 ADDRESS = PRIMARY_PODS[0]
-
-
-@pytest.fixture
-async def unwatched(node: Node) -> AsyncIterator[KernelDatapath]:
-    async with datapath_running(POLICY, watching=False) as made:
-        yield made
 
 
 def _ifindex(node: Node, ifname: str) -> int:

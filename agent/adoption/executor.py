@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Final
 
-from agent.adoption import checkpoint, planning, survey
+from agent.adoption import checkpoint, planning, rollback, survey
 from agent.adoption.checkpoint import Allocation, CheckpointInvalid
 from agent.adoption.commands import Backend, NatSettings
 from agent.adoption.model import Plan, Pod, SecondaryEni, Step, Survey
@@ -68,7 +68,7 @@ def _without_file(places: Places) -> str:
 
 def plan_rollback(places: Places, nat: NatSettings, backend: Backend) -> Plan:
     """As `plan_adoption`, the other way."""
-    return planning.plan_rollback(survey.look(places.aws_node_socket), nat, backend)
+    return rollback.plan_rollback(survey.look(places.aws_node_socket), nat, backend)
 
 
 async def adopt(plan: Plan, datapath: Datapath, instance: Instance, places: Places) -> None:
@@ -196,7 +196,7 @@ def _write(plan: Plan, places: Places, now_ns: int) -> None:
     """The AWS plugin's file, replaced whole, for its owner's eyes only."""
     # What is not set aside yet stands where it was: a take-over that was interrupted.
     kept = (*_read(places.kept), *_read(places.checkpoint))
-    allocations = planning.allocations_of(plan.pods, kept, now_ns)
+    allocations = rollback.allocations_of(plan.pods, kept, now_ns)
     addresses: set[IPv4Address] = {each.address for each in allocations}
     begun = [each for each in _read(places.checkpoint) if each.address not in addresses]
     fresh = places.checkpoint.with_name(places.checkpoint.name + ".enoki-new")

@@ -9,16 +9,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
 from agent.adoption import commands
-from agent.adoption.checkpoint import NETWORK_NAME, Allocation
-from agent.adoption.commands import Backend, NatSettings
+from agent.adoption.checkpoint import Allocation
+from agent.adoption.commands import NatSettings
 from agent.adoption.model import Link, Plan, Pod, Rule, SecondaryEni, Step, Survey
+from agent.adoption.rules import IP, batch, has_rule, owners_of, secondary_enis, shared_rules
 from agent.datapath import layout
-from agent.datapath.desired import alias_of, holder_of, host_veth_name
+from agent.datapath.desired import alias_of, host_veth_name
 from agent.ipam.model import AttachmentKey, Holder
 
 _AWS_VETH: Final = re.compile(r"[a-z][a-z0-9]{0,3}[0-9a-f]{11}")
@@ -125,32 +125,6 @@ def _pod(each: Allocation, link: Link, survey: Survey) -> tuple[Pod | None, list
     ), []
 
 
-def secondary_enis(survey: Survey) -> tuple[tuple[SecondaryEni, ...], list[str]]:
-    """The ENIs that rules 32765 name, and what is wrong with them."""
-    found: list[SecondaryEni] = []
-    doubts: list[str] = []
-    by_address = {address: (ifname, bits) for ifname, owned in survey.addresses.items() for address, bits in owned}
-    macs = {link.ifname: link.mac for link in survey.links}
-    for rule in survey.rules:
-        if rule.pref != layout.ENI_SOURCE_RULE_PREF or rule.source is None or rule.table_id is None:
-            continue
-        address = rule.source.network_address
-        if any((eni.address, eni.table_id) == (address, rule.table_id) for eni in found):
-            continue  # ours beside theirs: a take-over that was interrupted
-        at = by_address.get(address)
-        if at is None:
-            doubts.append(f"rule {rule.pref} names {address}, which no link of the node has")
-            continue
-        if not 2 <= rule.table_id <= layout.MARK_ENI_MASK:
-            doubts.append(f"the ENI of {address} has table {rule.table_id}: network cards above 0 are not supported")
-            continue
-        subnet = IPv4Network((address, at[1]), strict=False)
-        found.append(
-            SecondaryEni(mac=macs[at[0]], ifname=at[0], address=address, subnet=subnet, table_id=rule.table_id)
-        )
-    return tuple(found), doubts
-
-
 def _node_doubts(survey: Survey, nat: NatSettings, pods: Sequence[Pod]) -> Iterator[str]:
     if survey.aws_node_running:
         yield "aws-node still runs on this node: it would undo what is done here"
@@ -217,14 +191,7 @@ def _our_steps(pods: Sequence[Pod]) -> tuple[Step, ...]:
             f"route replace {pod.address}/32 dev {link} scope link table {layout.PODS_TABLE} proto {layout.PROTOCOL}",
             f'link set dev {link} group {layout.POD_GROUP_BASE + index} alias "{_alias(pod)}"',
         ]
-    return (Step(why="neighbour, route, group and alias of each pod", program=_IP, feed=_lines(lines)),)
-
-
-_IP: Final = ("ip", "-batch", "-")
-
-
-def _lines(lines: Sequence[str]) -> str:
-    return "".join(f"{line}\n" for line in lines)
+    return (Step(why="neighbour, route, group and alias of each pod", program=IP, feed=batch(lines)),)
 
 
 def _alias(pod: Pod) -> str:
@@ -244,16 +211,16 @@ def _their_removal(
         feed = commands.removal(saved)
         if feed:
             steps.append(Step(why="their chains and rules", program=(f"{command}-restore", "--noflush"), feed=feed))
-    lines = [line for pref, text in _shared_rules(enis, nat) for line in _theirs_removed(survey, pref, text)]
+    lines = [line for pref, text in shared_rules(enis, nat) for line in _theirs_removed(survey, pref, text)]
     led = {(route.destination, route.ifname) for route in survey.routes if route.table_id == layout.MAIN_TABLE}
     for pod in pods:
-        if _has_rule(survey, layout.PODS_RULE_PREF, destination=pod.address):
+        if has_rule(survey, layout.PODS_RULE_PREF, destination=pod.address):
             lines.append(f"rule del pref {layout.PODS_RULE_PREF} to {pod.address} lookup {layout.MAIN_TABLE}")
-        if _has_rule(survey, layout.ENI_MARK_RULE_PREF, source=pod.address):
+        if has_rule(survey, layout.ENI_MARK_RULE_PREF, source=pod.address):
             lines.append(f"rule del pref {layout.ENI_MARK_RULE_PREF} from {pod.address} lookup {pod.table_id}")
         if (IPv4Network(pod.address), pod.host_ifname) in led:
             lines.append(f"route del {pod.address}/32 dev {pod.host_ifname} table {layout.MAIN_TABLE}")
-    steps.append(Step(why="their rules and routes of each pod", program=_IP, feed=_lines(lines)))
+    steps.append(Step(why="their rules and routes of each pod", program=IP, feed=batch(lines)))
     return tuple(steps)
 
 
@@ -263,155 +230,9 @@ def _theirs_removed(survey: Survey, pref: int, text: str) -> Iterator[str]:
     `ip rule add` writes no protocol, and a deletion without one takes the first that matches, whose ever it is: so ours
     moves behind theirs first. Ours is the first after a way back that was interrupted.
     """
-    owners = _owners(survey, pref, text)
+    owners = owners_of(survey, pref, text)
     theirs = [owner for owner in owners if owner != layout.PROTOCOL]
     if _NO_PROTOCOL in theirs and layout.PROTOCOL in owners[: owners.index(_NO_PROTOCOL)]:
         yield f"rule del pref {pref} {text} protocol {layout.PROTOCOL}"
         yield f"rule add pref {pref} {text} protocol {layout.PROTOCOL}"
     yield from (f"rule del pref {pref} {text} protocol {owner}" for owner in theirs)
-
-
-def _shared_rules(enis: Sequence[SecondaryEni], nat: NatSettings) -> tuple[tuple[int, str], ...]:
-    """(preference, selector and action) of the rules that are the same in both layouts.
-
-    The kernel takes one of each protocol, so ours and theirs stand beside one another for a moment.
-    """
-    main = f"lookup {layout.MAIN_TABLE}"
-    mark = ((layout.PRIMARY_MARK_RULE_PREF, f"fwmark {nat.mark:#x}/{nat.mark:#x} {main}"),) if nat.restores_mark else ()
-    services = ((layout.SERVICE_RULE_PREF, f"to {cidr} {main}") for cidr in nat.external_service_cidrs)
-    sources = ((layout.ENI_SOURCE_RULE_PREF, f"from {eni.address} lookup {eni.table_id}") for eni in enis)
-    return (*mark, *services, *sources)
-
-
-def _owners(survey: Survey, pref: int, text: str) -> list[int]:
-    """Protocols of the rules that say this, in the kernel's order."""
-    return [rule.protocol for rule in survey.rules if rule.pref == pref and _says(rule, text)]
-
-
-def _says(rule: Rule, text: str) -> bool:
-    words = text.split()
-    if words[0] in ("from", "to"):
-        selected = rule.source if words[0] == "from" else rule.destination
-        return selected == IPv4Network(words[1]) and rule.table_id == int(words[3])
-    return rule.mark == int(words[1].partition("/")[0], 0) and rule.table_id == int(words[3])
-
-
-# The way back --------------------------------------------------------------------------------------------------------
-
-
-def plan_rollback(survey: Survey, nat: NatSettings, backend: Backend) -> Plan:
-    """Give the node back. Who holds what is read from the kernel, so that pods made since then are given back too."""
-    pods: list[Pod] = []
-    doubts: list[str] = []
-    if survey.aws_node_running:
-        doubts.append("aws-node runs already: it must start after this")
-    led = {route.ifname: route.destination for route in survey.routes if route.table_id == layout.PODS_TABLE}
-    for link in survey.links:
-        if link.group not in layout.POD_GROUPS:
-            continue
-        holder, container = holder_of(link.alias), survey.containers.get(link.ifname)
-        if holder is None or link.ifname not in led or not holder.pod:
-            doubts.append(f"the host veth {link.ifname} has no pod's name or no route: the AWS plugin needs both")
-            continue
-        if holder.key.ifname != "eth0":
-            doubts.append(f"{link.ifname} is {holder.key.ifname} of its container: the AWS plugin knows eth0 only")
-            continue
-        index = link.group - layout.POD_GROUP_BASE
-        pods.append(
-            Pod(
-                container_id=holder.key.container_id,
-                ifname=holder.key.ifname,
-                namespace=holder.namespace,
-                pod=holder.pod,
-                address=led[link.ifname].network_address,
-                host_ifname=link.ifname,
-                ifindex=link.ifindex,
-                pod_mac=container.mac if container else link.mac,
-                table_id=index or layout.MAIN_TABLE,
-            )
-        )
-    enis, eni_doubts = secondary_enis(survey)
-    doubts += eni_doubts
-    if doubts:
-        return Plan(refusals=tuple(doubts))
-    return Plan(
-        pods=tuple(pods),
-        enis=enis,
-        nat=nat,
-        add=_their_steps(pods, enis, survey, nat, backend),
-        remove=_our_removal(pods, survey),
-    )
-
-
-def _their_steps(
-    pods: Sequence[Pod], enis: Sequence[SecondaryEni], survey: Survey, nat: NatSettings, backend: Backend
-) -> tuple[Step, ...]:
-    """Rules and routes first, then the marks: the reverse of how they were taken away."""
-    lines = [
-        f"rule add pref {pref} {text}"
-        for pref, text in _shared_rules(enis, nat)
-        if not set(_owners(survey, pref, text)) - {layout.PROTOCOL}
-    ]
-    for pod in pods:
-        lines.append(f"route replace {pod.address}/32 dev {pod.host_ifname} scope link table {layout.MAIN_TABLE}")
-        if not _has_rule(survey, layout.PODS_RULE_PREF, destination=pod.address):
-            lines.append(f"rule add pref {layout.PODS_RULE_PREF} to {pod.address} lookup {layout.MAIN_TABLE}")
-        if pod.table_id != layout.MAIN_TABLE and not _has_rule(survey, layout.ENI_MARK_RULE_PREF, source=pod.address):
-            lines.append(f"rule add pref {layout.ENI_MARK_RULE_PREF} from {pod.address} lookup {pod.table_id}")
-    steps = [Step(why="their rules and routes of each pod", program=_IP, feed=_lines(lines))]
-    saved = survey.iptables.get(backend, "")
-    feed = commands.replacement(saved, nat, backend)
-    steps.append(Step(why="their chains and rules", program=(f"{backend}-restore", "--noflush"), feed=feed))
-    if backend is Backend.NFT and not nat.external_snat:
-        name = f"ip {commands.CONNMARK_TABLE}"
-        text = f"add table {name}\ndelete table {name}\n{commands.connmark_table(nat)}"
-        steps.append(Step(why="their connmark table", program=("nft", "-f", "-"), feed=text))
-    return tuple(steps)
-
-
-def _has_rule(
-    survey: Survey, pref: int, *, source: IPv4Address | None = None, destination: IPv4Address | None = None
-) -> bool:
-    wanted = (IPv4Network(source) if source else None, IPv4Network(destination) if destination else None)
-    return any(rule.pref == pref and (rule.source, rule.destination) == wanted for rule in survey.rules)
-
-
-def _our_removal(pods: Sequence[Pod], survey: Survey) -> tuple[Step, ...]:
-    """Groups first, so that nothing is marked any more; then what the marks led to."""
-    lines = [f'link set dev {pod.host_ifname} group 0 alias ""' for pod in pods]
-    # Whole tables: after an interruption there are routes of pods whose links no longer say so. What is on its way into
-    # the cooldown, too: their file has no word for it.
-    lines += [
-        f"route flush table {table_id} proto {layout.PROTOCOL}"
-        for table_id in (layout.PODS_TABLE, layout.RELEASED_TABLE)
-    ]
-    for rule in survey.rules:
-        if rule.protocol == layout.PROTOCOL:
-            selector = f" from {rule.source}" if rule.source else f" to {rule.destination}" if rule.destination else ""
-            mark = f" fwmark {rule.mark:#x}/{rule.mask:#x}" if rule.mark is not None else ""
-            text = f"{selector}{mark} lookup {rule.table_id}"
-            lines.append(f"rule del pref {rule.pref}{text} protocol {layout.PROTOCOL}")
-    steps = [Step(why="our groups, aliases, routes and rules", program=_IP, feed=_lines(lines))]
-    if f"{layout.NFT_FAMILY} {layout.NFT_TABLE}" in survey.tables:
-        drop = f"delete table {layout.NFT_FAMILY} {layout.NFT_TABLE}\n"
-        steps.append(Step(why="our table", program=("nft", "-f", "-"), feed=drop))
-    return tuple(steps)
-
-
-def allocations_of(pods: Sequence[Pod], kept: Sequence[Allocation], now_ns: int) -> tuple[Allocation, ...]:
-    """The AWS plugin's file for these pods. kept: the file set aside, for what the kernel does not know."""
-    before = {(each.container_id, each.ifname): each for each in kept}
-    made = []
-    for pod in pods:
-        old = before.get((pod.container_id, pod.ifname))
-        fresh = Allocation(
-            network=old.network if old else NETWORK_NAME,
-            container_id=pod.container_id,
-            ifname=pod.ifname,
-            address=pod.address,
-            allocated_ns=old.allocated_ns if old else now_ns,
-            namespace=pod.namespace,
-            pod=pod.pod,
-        )
-        made.append(old if old and replace(old, allocated_ns=fresh.allocated_ns) == fresh else fresh)
-    return tuple(made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -26,7 +27,7 @@ from agent.cloud.removal import Patience
 from agent.ipam.model import BlockKind, Eni, Instance, Mac, SubnetId
 from agent.ports import Cloud, Metadata
 from sim.ec2.app import create_app
-from sim.ec2.calls import CallLog
+from sim.ec2.calls import CallLog, CallRecord
 from sim.ec2.latency import Latency
 from sim.faults import Faults
 from sim.model.config import SubnetConfig, Timings, VpcConfig
@@ -87,14 +88,43 @@ class World:
         return FixedMetadata(facts=self.instance, cidrs={self.instance.primary_mac: NODE_SUBNET})
 
 
+class Clock:
+    """The time of the simulator; a test may let it pass."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead_s
+
+
+class AwaitedCalls(CallLog):
+    """A log that a test can wait for; the simulator answers in a thread of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._awaited: dict[str, asyncio.Future[None]] = {}
+
+    def next_of(self, action: str) -> asyncio.Future[None]:
+        """Done when the next call of `action` is about to be answered."""
+        self._awaited[action] = asyncio.get_running_loop().create_future()
+        return self._awaited[action]
+
+    def record(self, call: CallRecord) -> None:
+        super().record(call)
+        if (awaited := self._awaited.pop(call.action, None)) is not None:
+            awaited.get_loop().call_soon_threadsafe(awaited.set_result, None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SimWorld(World):
     """The simulator's parts, to script faults and read its own count of calls."""
 
     vpc: Vpc
     faults: Faults
-    calls: CallLog
+    calls: AwaitedCalls
     user_agents: set[str]
+    clock: Clock
 
 
 def _client(endpoint: str) -> Any:
@@ -192,8 +222,8 @@ def sim_world(timings: Timings | None = None, more_subnets: tuple[SubnetConfig, 
         ),
         timings=timings,
     )
-    faults, calls = Faults(), CallLog()
-    app = create_app(vpc, clock=time.time, faults=faults, budget=None, latency=Latency(), calls=calls)
+    faults, calls, clock = Faults(), AwaitedCalls(), Clock()
+    app = create_app(vpc, clock=clock, faults=faults, budget=None, latency=Latency(), calls=calls)
     user_agents: set[str] = set()
 
     async def noting_user_agents(scope: Scope, receive: Receive, send: Send) -> None:
@@ -217,6 +247,7 @@ def sim_world(timings: Timings | None = None, more_subnets: tuple[SubnetConfig, 
             faults=faults,
             calls=calls,
             user_agents=user_agents,
+            clock=clock,
         )
 
 
@@ -232,7 +263,7 @@ def served(app: ASGIApp, **options: Any) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         listener.close()
 
 

@@ -36,7 +36,7 @@ from api.schemas import (
 from api.service import AddResult, Attachment, CniCall, NodeService
 from tests.contract.scripted_operators import AT, ScriptedOperators
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 """For whatever a test waits for; reached only when it fails."""
 
 COUNTS = AddressCounts(free_count=4, held_count=1)

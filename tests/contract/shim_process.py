@@ -16,7 +16,7 @@ SHIM = ROOT / "bin" / "enoki"
 """The plugin run by the machine's Python, as in a checkout."""
 CONFIG = b'{"cniVersion":"1.0.0","name":"enoki","type":"enoki"}'
 POD_ARGS = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=c1;K8S_POD_UID=u-1"
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 Value = str | bytes
 

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
@@ -63,7 +63,7 @@ class Endpoint:
             region_name=REGION,
             aws_access_key_id=access_key_id,
             aws_secret_access_key="secret",
-            config=Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=10),
+            config=Config(retries={"total_max_attempts": 1}, connect_timeout=60, read_timeout=60),
         )
 
     def launch(self, instance_type: str = "m5.large", subnet: int = 0) -> str:
@@ -86,12 +86,16 @@ class Endpoint:
 
 @contextmanager
 def running_sim(
-    *, config: VpcConfig = CONFIG, timings: Timings | None = None, budget: Budget | None = None
+    *,
+    config: VpcConfig = CONFIG,
+    timings: Timings | None = None,
+    budget: Budget | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> Iterator[Endpoint]:
     """EC2 and control endpoints on loopback ports, in a thread with one event loop, for as long as the block runs."""
     vpc = Vpc(config, timings=timings)
     parts: dict[str, Any] = {
-        "clock": time.time,
+        "clock": clock,
         "faults": Faults(),
         "budget": budget,
         "latency": Latency(),
@@ -99,7 +103,7 @@ def running_sim(
     }
     with (
         _serving(ec2.create_app(vpc, **parts), control.create_app(vpc, **parts)) as (ec2_url, control_url),
-        httpx.Client(base_url=control_url, timeout=10) as client,
+        httpx.Client(base_url=control_url, timeout=60) as client,
     ):
         yield Endpoint(url=ec2_url, control=client, subnets=tuple(vpc.state.subnets))
 
@@ -121,7 +125,7 @@ def _serving(*apps: ASGIApp) -> Iterator[list[str]]:
     finally:
         for server in servers:
             server.should_exit = server.force_exit = True
-        thread.join(timeout=20)
+        thread.join(timeout=60)
         for each in sockets:
             each.close()
         assert not thread.is_alive()

@@ -151,11 +151,12 @@ async def test_a_partial_grant_is_what_it_is(world: SimWorld) -> None:
 async def test_no_answer_is_unavailable_within_the_deadline(
     world: SimWorld, effect: Effect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "DEADLINE_S", 0.3)
     strike(world, "DescribeNetworkInterfaces", effect)
     async with adapter(world) as cloud:
-        with pytest.raises(CloudFailed) as raised:
-            await cloud.describe_enis()
+        with monkeypatch.context() as impatient:
+            impatient.setattr(calls, "DEADLINE_S", 0.3)
+            with pytest.raises(CloudFailed) as raised:
+                await cloud.describe_enis()
         assert raised.value.cause is Cause.EC2_UNAVAILABLE
         assert len(await cloud.describe_enis()) == 1
 
@@ -241,9 +242,9 @@ async def test_an_eni_on_its_way_in_is_ours_already(world: SimWorld) -> None:
 async def test_a_cancelled_change_is_finished_before_the_adapter_closes(world: SimWorld) -> None:
     strike(world, "AttachNetworkInterface", DelayEffect(delay_s=0.3))
     async with adapter(world) as cloud:
+        answered = world.calls.next_of("CreateNetworkInterface")
         creating = asyncio.create_task(second_eni(cloud, world))
-        while "CreateNetworkInterface" not in asked(world):
-            await asyncio.sleep(0.005)
+        await answered
         creating.cancel()
         with pytest.raises(asyncio.CancelledError):
             await creating
@@ -275,7 +276,7 @@ async def test_every_request_is_one_line_in_the_log(world: SimWorld, caplog: pyt
         ("DescribeSubnets", "ec2_throttled"),
     ]
     assert [one["aws_request_id"] for one in fields] == [call.request_id for call in world.calls.listed()]
-    assert all(0 <= one["duration_s"] < 10 for one in fields)
+    assert all(0 <= one["duration_s"] < 60 for one in fields)
     assert [record.levelno for record in found] == [logging.INFO, logging.WARNING]
 
 

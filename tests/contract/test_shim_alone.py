@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -103,7 +103,7 @@ def test_a_full_queue_is_given_up_after_the_connect_timeout(path: Path) -> None:
         outcome = shim("DEL", path)
         took_s = time.monotonic() - began_s
     assert (outcome.status, outcome.body["code"]) == (1, 11)
-    assert program.CONNECT_TIMEOUT_S <= took_s < program.DEFAULT_TIMEOUT_S / 2
+    assert program.CONNECT_TIMEOUT_S <= took_s < program.DEFAULT_TIMEOUT_S
 
 
 def test_a_stopped_agent_and_the_same_agent_continued(path: Path) -> None:
@@ -195,8 +195,21 @@ def test_an_agent_that_crashes_at_every_request_is_given_up(path: Path) -> None:
 
 
 def test_asking_again_ends_with_the_time_for_the_whole_run(path: Path) -> None:
-    with replying(path, *[b""] * 2):
-        outcome = shim("ADD", path, ENOKI_TIMEOUT_S="0.04")
+    """How often it asks in that time is the machine's: whoever comes is turned away, until nobody comes any more."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def turn_away() -> None:
+            with suppress(OSError):  # shut down below
+                while True:
+                    listener.accept()[0].close()
+
+        turning_away = threading.Thread(target=turn_away)
+        turning_away.start()
+        outcome = shim("ADD", path, ENOKI_TIMEOUT_S="0.1")
+        listener.shutdown(socket.SHUT_RDWR)
+        turning_away.join(WAIT_S)
     assert (outcome.status, outcome.body["code"]) == (1, 11)
     assert "in time" in outcome.body["msg"]
 

@@ -171,7 +171,7 @@ class Streams:
     def wait_for(self, more: int) -> None:
         """Until every stream has come round so many times more."""
         goals = [stream.count + more for stream in self.streams]
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + 60
         while any(s.count < goal and not s.broken for s, goal in zip(self.streams, goals, strict=True)):
             assert time.monotonic() < deadline_s, "the streams stand still"
             self._stop.wait(0.01)

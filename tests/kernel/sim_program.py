@@ -23,8 +23,8 @@ from botocore.config import Config
 from sim import namespaces
 
 ROOT = Path(__file__).resolve().parents[2]
-START_DEADLINE_S = 30.0
-STOP_DEADLINE_S = 15.0
+START_DEADLINE_S = 60.0
+STOP_DEADLINE_S = 60.0
 _serial = itertools.count()
 
 
@@ -55,11 +55,17 @@ class Node:
         return in_namespace(self.namespace, *command, check=check).stdout
 
     def pings(self, destination: str, *options: str, source: str = "") -> bool:
+        """Whether one packet is answered."""
         from_source = ("-I", source) if source else ()
         done = in_namespace(
             self.namespace, "ping", "-n", "-c", "1", "-W", "1", *options, *from_source, destination, check=False
         )
         return done.returncode == 0
+
+    def reaches(self, destination: str, *options: str, source: str = "") -> bool:
+        """Whether one of several packets is: the first may be lost, as a link becomes usable a moment after the kernel
+        says so."""
+        return any(self.pings(destination, *options, source=source) for _ in range(5))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +80,7 @@ class RunningSim:
         return [_node(each) for each in self.control("/nodes")]
 
     def control(self, path: str) -> Any:
-        return httpx.get(self.ready["control"] + path, timeout=5).raise_for_status().json()
+        return httpx.get(self.ready["control"] + path, timeout=30).raise_for_status().json()
 
     def source_drops(self, eni_id: str) -> int:
         return int(self.control("/drops")[eni_id])
@@ -96,7 +102,7 @@ def _node(each: Mapping[str, Any]) -> Node:
 
 def in_namespace(namespace: str, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["ip", "netns", "exec", namespace, *command], capture_output=True, text=True, timeout=20, check=check
+        ["ip", "netns", "exec", namespace, *command], capture_output=True, text=True, timeout=60, check=check
     )
 
 
@@ -136,12 +142,18 @@ def _ec2_client(endpoint: str) -> Any:
         region_name="us-west-2",
         aws_access_key_id="test",
         aws_secret_access_key="test",
-        config=Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=20),
+        config=Config(retries={"total_max_attempts": 1}, connect_timeout=30, read_timeout=30),
     )
 
 
 def http_from(
-    namespace: str, host: str, method: str, path: str, headers: Mapping[str, str] | None = None, *, timeout_s: float = 5
+    namespace: str,
+    host: str,
+    method: str,
+    path: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    timeout_s: float = 30,
 ) -> tuple[int, str, Mapping[str, str]]:
     """One HTTP request by a socket inside a namespace: (status, body, headers with lower-case names)."""
 
@@ -158,7 +170,7 @@ def http_from(
     return namespaces.run_inside(namespace, ask)
 
 
-def eventually(condition: Callable[[], bool], what: str, *, deadline_s: float = 10.0) -> None:
+def eventually(condition: Callable[[], bool], what: str, *, deadline_s: float = 60.0) -> None:
     """Poll for something that happens by itself."""
     until_s = time.monotonic() + deadline_s
     while not condition():
@@ -177,6 +189,6 @@ def host_link_names() -> set[str]:
 
 
 def _ip_json(*arguments: str) -> Sequence[dict[str, Any]]:
-    done = subprocess.run(["ip", "-j", *arguments], capture_output=True, text=True, timeout=5, check=True)
+    done = subprocess.run(["ip", "-j", *arguments], capture_output=True, text=True, timeout=30, check=True)
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found

@@ -10,14 +10,10 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-import pytest
-
 from bench import aws_layout
 from tests.kernel.aws_node import checkpoint_text
-from tests.kernel.datapath_node import Netns, why_not
+from tests.kernel.datapath_node import Netns
 from tests.kernel.sim_program import Node, running_sim
-
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "runs")
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "migrating-from-aws-node.md"

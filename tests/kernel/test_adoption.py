@@ -25,10 +25,7 @@ from tests.kernel.acceptance.probe import ANSWER_S, ask
 from tests.kernel.acceptance.probe import Path as Route
 from tests.kernel.acceptance.world import OTHER_NODE, VPC_CIDR, World, eni_of, instance_of
 from tests.kernel.aws_node import STREAM_PORT, TABLE, Streams, aws_node, container_id, kernel_of, pods
-from tests.kernel.datapath_node import why_not
 from tests.kernel.killed_adoption import Job, runner
-
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "runs")
 
 PER_ENI = 25
 MOST_STEPS = 40

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 
+from agent.datapath.damping import wait_s
 from agent.datapath.kernel import KernelDatapath
 from agent.datapath.policy import DatapathPolicy
 from agent.ports import PortMapping, Repair, Shaping, Transport
@@ -26,23 +28,12 @@ from tests.kernel.datapath_node import (
     Node,
     datapath_running,
     exchange,
-    node_made,
-    why_not,
 )
-
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "runs")
 
 _WITHIN_S = 1.0
 _ATTEMPTS = 3
-"""A machine that does other things too may not run the agent for a second; not three times in a row, though, as a
-repair would that waits for a timer. The first three repairs of an object come at once (damping.py)."""
-_PATIENCE_S = 20.0
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    with node_made() as made:
-        yield made
+"""The first three repairs of an object come at once (damping.py)."""
+_PATIENCE_S = 60.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,16 +162,26 @@ async def test_what_somebody_breaks_is_back_within_a_second(world: World, damage
         took_s: list[float] = []
         while not took_s or (took_s[-1] >= _WITHIN_S and len(took_s) < _ATTEMPTS):
             world.node.netns.run(*command.split())
-            broken_s = time.monotonic()
+            broken_s = _running_s()
             if command == "ip rule flush":
                 # It takes the kernel's own along, which are not ours to put back.
                 world.node.netns.run("ip", "rule", "add", "pref", "32766", "lookup", "main")
                 world.node.netns.run("ip", "rule", "add", "pref", "32767", "lookup", "default")
             await world.repaired(subject)
-            took_s.append(time.monotonic() - broken_s)
+            took_s.append(_running_s() - broken_s)
             await _until(lambda: world.state() == before, world.state, before)
             assert exchange(client, server, SECONDARY_PODS[0]) == PRIMARY_PODS[0]
         assert took_s[-1] < _WITHIN_S, took_s
+
+
+def _running_s() -> float:
+    """A clock that stands still while one of our threads is ready to run and has no CPU: what others on the machine do
+    is no fault of the repair. A timer that a repair waits for goes on.
+
+    Run-queue wait of each thread, in ns: the second field of schedstat (Documentation/scheduler/sched-stats.rst).
+    """
+    waits = [int(path.read_text().split()[1]) for path in Path("/proc/self/task").glob("*/schedstat")]
+    return time.monotonic() - sum(waits) / 1e9
 
 
 async def _until(reached: Callable[[], bool], state: Callable[[], object], wanted: object) -> None:
@@ -294,34 +295,40 @@ async def test_a_rule_of_the_image_that_does_the_same_will_do(node: Node) -> Non
 async def test_two_tools_that_fight_are_damped_and_told(world: World) -> None:
     """The other tool answers every repair at once. The first few come at once too, then ever later; the rest of the
     node is looked after meanwhile."""
+    loop = asyncio.get_running_loop()
+    subject = f"rp_filter of {world.plain_ifname}"
     setting = Path(f"/proc/sys/net/ipv4/conf/{world.plain_ifname}/rp_filter")
     seen: list[Repair] = []
-    setting.write_text("0")
-    async with asyncio.timeout(_PATIENCE_S):
-        while not (seen and seen[-1].contested):
-            repair = await world.repairs.get()
+    at_s: list[float] = []
+
+    def fight(repair: Repair) -> None:
+        if repair.subject == subject:
             seen.append(repair)
+            at_s.append(loop.time())
             setting.write_text("0")
-    assert [repair.strike_count for repair in seen] == list(range(1, len(seen) + 1))
-    assert not any(repair.contested for repair in seen[:3])
-    # The next repair waits a second or more: nothing happens at once.
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.4):
-            await world.repairs.get()
-    assert setting.read_text() == "0\n"
+
+    world.datapath.subscribe_repairs(fight)
+    setting.write_text("0")
+    while not (seen and seen[-1].contested):
+        await world.repaired(subject)
     world.node.netns.ip(f"neigh del {PRIMARY_PODS[0]} dev {world.plain_ifname}")
     await world.repaired("neighbour")
+    await _until(lambda: seen[-2].contested, lambda: [repair.contested for repair in seen], None)
+    assert [repair.strike_count for repair in seen] == list(range(1, len(seen) + 1))
+    assert not any(repair.contested for repair in seen[:3])
+    # Whatever the machine does meanwhile, a repair that has to wait does not come before its time.
+    assert at_s[-1] - at_s[-2] >= wait_s(seen[-2].strike_count) / 2
 
 
 async def test_a_cooldown_survives_the_loss_of_the_table(world: World) -> None:
     wiring = world.node.wiring(world.plain, PRIMARY_PODS[0])
-    await world.datapath.unwire(wiring.holder.key, [PRIMARY_PODS[0]], 60)
+    await world.datapath.unwire(wiring.holder.key, [PRIMARY_PODS[0]], 600)
     world.node.netns.run("nft", "flush", "ruleset")
     await world.repaired("table")
     (cooling,) = (await world.datapath.observe()).cooling
     assert cooling.address == PRIMARY_PODS[0]
     # The route that says it first ends with its second (agent/datapath/released.py).
-    assert 50 < cooling.remaining_s <= 61
+    assert 500 < cooling.remaining_s <= 601
 
 
 async def test_a_chain_that_was_emptied_while_no_agent_ran_is_noticed_at_start(node: Node) -> None:
@@ -345,22 +352,23 @@ async def test_swapping_the_vpcs_cidrs_misroutes_no_new_connection(world: World)
             swaps += 1
 
     swapper = asyncio.create_task(swap())
-    sources = await asyncio.to_thread(_sources_of_new_connections, world, 3000)
+    sources: Counter[str] = Counter()
+    while swaps < 20 or sources.total() < 3000:
+        sources += await asyncio.to_thread(_sources_of_new_connections, world, 500)
     stop.set()
     await swapper
-    assert swaps > 20
-    assert sources == {str(SECONDARY_PODS[0]): 3000}
+    assert set(sources) == {str(SECONDARY_PODS[0])}
     assert not [repair for repair in _drained(world.repairs) if repair.subject.startswith("table")]
 
 
-def _sources_of_new_connections(world: World, count: int) -> dict[str, int]:
-    sources: dict[str, int] = {}
+def _sources_of_new_connections(world: World, count: int) -> Counter[str]:
+    sources: Counter[str] = Counter()
     with world.node.fabric.udp(OTHER_NODE) as server:
         for index in range(count):
             with world.rich.udp() as client:
                 client.sendto(index.to_bytes(4, "big"), (str(OTHER_NODE), 7007))
                 _, (source, _) = server.recvfrom(100)
-                sources[source] = sources.get(source, 0) + 1
+                sources[source] += 1
     return sources
 
 

@@ -7,7 +7,7 @@ import json
 import socket
 import struct
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
@@ -28,23 +28,13 @@ from tests.kernel.datapath_node import (
     Netns,
     Node,
     datapath_running,
-    node_made,
-    why_not,
 )
-
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "runs")
 
 PORTMAP = Path("/usr/lib/cni/portmap")
 SECONDARY_ADDRESS = SECONDARY_ENI.primary_address
 LOOPBACK = IPv4Address("127.0.0.1")
 _TIMEOUT_S = 3.0
 _SILENCE_S = 0.3
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    with node_made() as made:
-        yield made
 
 
 @pytest.fixture

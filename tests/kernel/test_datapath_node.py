@@ -8,7 +8,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -36,23 +35,7 @@ from tests.kernel.datapath_node import (
     Node,
     datapath_running,
     exchange,
-    node_made,
-    why_not,
 )
-
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "runs")
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    with node_made() as made:
-        yield made
-
-
-@pytest.fixture
-async def datapath(node: Node) -> AsyncIterator[KernelDatapath]:
-    async with datapath_running() as running:
-        yield running
 
 
 def _rules(node: Node) -> list[str]:
@@ -191,16 +174,17 @@ async def test_what_is_not_ours_survives_everything(node: Node) -> None:
 async def test_the_cooldown_set_agrees_with_nft(node: Node, datapath: KernelDatapath) -> None:
     cooling = CoolingSet()
     try:
-        cooling.put({IPv4Address("10.0.0.40"): 60.5, IPv4Address("10.0.0.41"): 60.5})
-        cooling.put({IPv4Address("10.0.0.41"): 90, IPv4Address("10.0.0.42"): 90, IPv4Address("10.0.0.43"): 0})
+        cooling.put({IPv4Address("10.0.0.40"): 600.5, IPv4Address("10.0.0.41"): 600.5})
+        cooling.put({IPv4Address("10.0.0.41"): 900, IPv4Address("10.0.0.42"): 900, IPv4Address("10.0.0.43"): 0})
         listed = {each["elem"]["val"]: each["elem"] for each in _elements(node, "set", "cooling")}
         assert listed.keys() == {"10.0.0.40", "10.0.0.41", "10.0.0.42"}
-        # nft's JSON rounds down to seconds; 60.5 s went in.
-        assert (listed["10.0.0.40"]["timeout"], listed["10.0.0.41"]["timeout"]) == (60, 90)
+        # nft's JSON rounds down to seconds; 600.5 s went in.
+        assert (listed["10.0.0.40"]["timeout"], listed["10.0.0.41"]["timeout"]) == (600, 900)
         seen = {str(each.address): each.remaining_s for each in cooling.read()}
         assert seen.keys() == listed.keys()
         for address, remaining_s in seen.items():
-            assert abs(remaining_s - listed[address]["expires"]) < 2
+            # Seen after it was listed, and by how much depends on the machine.
+            assert -60 < remaining_s - listed[address]["expires"] <= 1
     finally:
         cooling.close()
 
@@ -210,7 +194,7 @@ async def test_a_big_cooldown_set_is_read_whole(node: Node, datapath: KernelData
     cooling = CoolingSet()
     try:
         for start in range(0, len(addresses), 500):
-            cooling.put(dict.fromkeys(addresses[start : start + 500], 60.0))
+            cooling.put(dict.fromkeys(addresses[start : start + 500], 600.0))
         assert {each.address for each in cooling.read()} == set(addresses)
     finally:
         cooling.close()
@@ -220,13 +204,13 @@ async def test_a_rebuild_keeps_what_varies(node: Node) -> None:
     # One agent after the other: two at a time would put right what the other one did.
     async with datapath_running() as datapath:
         await datapath.ensure_eni(SECONDARY_ENI)
-        await datapath.unwire(node.wiring(node.container(), PRIMARY_PODS[0]).holder.key, [PRIMARY_PODS[0]], 60)
+        await datapath.unwire(node.wiring(node.container(), PRIMARY_PODS[0]).holder.key, [PRIMARY_PODS[0]], 600)
     before = node.netns.run("nft", "list", "chain", "inet", "enoki", "source_nat")
     changed = DatapathPolicy(names_directory=None, exclude_snat_cidrs=(IPv4Network("198.51.100.0/24"),))
     async with datapath_running(changed) as successor:
         (cooling,) = (await successor.observe()).cooling
         assert cooling.address == PRIMARY_PODS[0]
-        assert 55 < cooling.remaining_s <= 61
+        assert 500 < cooling.remaining_s <= 601
     assert _elements(node, "map", "eni_by_group") == [[20002, {"jump": {"target": "eni_2"}}]]
     assert _elements(node, "set", "vpc4") == [{"prefix": {"addr": "10.0.0.0", "len": 16}}]
     assert _elements(node, "set", "exclude4") == [{"prefix": {"addr": "198.51.100.0", "len": 24}}]
@@ -306,13 +290,13 @@ async def test_a_release_ends_in_the_set_and_nowhere_else(node: Node, datapath: 
     wirings = [node.wiring(node.container(), address) for address in PRIMARY_PODS[:3]]
     for wiring in wirings:
         await datapath.wire(wiring)
-    await asyncio.gather(*(datapath.unwire(one.holder.key, one.addresses, 60) for one in wirings))
-    async with asyncio.timeout(10):
+    await asyncio.gather(*(datapath.unwire(one.holder.key, one.addresses, 600) for one in wirings))
+    async with asyncio.timeout(60):
         while node.netns.ip("route show table 20513"):
             await asyncio.sleep(0)
     listed = {each["elem"]["val"]: each["elem"]["expires"] for each in _elements(node, "set", "cooling")}
     assert listed.keys() == {str(address) for address in PRIMARY_PODS[:3]}
-    assert all(55 < expires_s <= 60 for expires_s in listed.values())
+    assert all(500 < expires_s <= 600 for expires_s in listed.values())
 
 
 async def test_what_was_on_its_way_is_seen_and_entered_by_the_next_agent(node: Node) -> None:
@@ -320,7 +304,7 @@ async def test_what_was_on_its_way_is_seen_and_entered_by_the_next_agent(node: N
     async with datapath_running(watching=False) as killed:
         wiring = node.wiring(node.container(), PRIMARY_PODS[0])
         await killed.wire(wiring)
-        await killed.unwire(wiring.holder.key, wiring.addresses, 60)
+        await killed.unwire(wiring.holder.key, wiring.addresses, 600)
         node.netns.ip(f"route add unreachable {PRIMARY_PODS[1]} table 20513 proto 205 metric 1")
         node.netns.ip(f"route add blackhole {PRIMARY_PODS[2]} table 20513 metric 77")
         assert [each.address for each in (await killed.observe()).cooling] == [PRIMARY_PODS[0]]
@@ -328,8 +312,8 @@ async def test_what_was_on_its_way_is_seen_and_entered_by_the_next_agent(node: N
     async with datapath_running() as successor:
         (cooling,) = (await successor.observe()).cooling
         assert cooling.address == PRIMARY_PODS[0]
-        assert 58 < cooling.remaining_s <= 61
-        async with asyncio.timeout(10):
+        assert 500 < cooling.remaining_s <= 601
+        async with asyncio.timeout(60):
             while len(node.netns.ip("route show table 20513").splitlines()) > 1:
                 await asyncio.sleep(0)
         assert [each["elem"]["val"] for each in _elements(node, "set", "cooling")] == [str(PRIMARY_PODS[0])]

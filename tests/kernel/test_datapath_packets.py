@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import AsyncIterator, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 import pytest
@@ -23,23 +22,7 @@ from tests.kernel.datapath_node import (
     datapath_running,
     exchange,
     is_dropped,
-    node_made,
-    why_not,
 )
-
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "runs")
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    with node_made() as made:
-        yield made
-
-
-@pytest.fixture
-async def datapath(node: Node) -> AsyncIterator[KernelDatapath]:
-    async with datapath_running() as running:
-        yield running
 
 
 async def _pod(datapath: KernelDatapath, node: Node, address: IPv4Address, table_id: int = 254) -> Netns:

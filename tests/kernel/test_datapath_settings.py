@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -29,19 +29,9 @@ from tests.kernel.datapath_node import (
     datapath_running,
     exchange,
     is_dropped,
-    node_made,
-    why_not,
 )
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "runs")
-
 DEFAULT = DatapathPolicy(names_directory=None)
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    with node_made() as made:
-        yield made
 
 
 async def _secondary_pod(node: Node, datapath: KernelDatapath) -> Netns:

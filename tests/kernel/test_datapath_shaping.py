@@ -7,7 +7,6 @@ import dataclasses
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
 from ipaddress import IPv4Address
 
 import pytest
@@ -25,26 +24,10 @@ from tests.kernel.datapath_node import (
     Node,
     datapath_running,
     exchange,
-    node_made,
-    why_not,
 )
-
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "runs")
 
 ADDRESS = PRIMARY_PODS[0]
 MEGABIT = 1_000_000
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    with node_made() as made:
-        yield made
-
-
-@pytest.fixture
-async def datapath(node: Node) -> AsyncIterator[KernelDatapath]:
-    async with datapath_running() as running:
-        yield running
 
 
 def _limit(rate_megabits: int, burst_kilobytes: int = 20) -> Shaping:
@@ -74,39 +57,48 @@ def _seconds_for(sender: Netns, receiver: Netns, to: IPv4Address, megabytes: flo
             return time.monotonic() - started_s
 
 
+def _quickest_s(sender: Netns, receiver: Netns, to: IPv4Address, enough_s: float) -> float:
+    """For a stream of 1 MB. A machine with other work adds to it, and no limit takes from it: so again, up to five
+    times, until it took less than `enough_s`."""
+    took_s = [_seconds_for(sender, receiver, to, 1)]
+    while min(took_s) >= enough_s and len(took_s) < 5:
+        took_s.append(_seconds_for(sender, receiver, to, 1))
+    return min(took_s)
+
+
 async def test_each_direction_has_its_own_rate(node: Node, datapath: KernelDatapath) -> None:
     pod, free = node.container(), node.container()
     limited = dataclasses.replace(node.wiring(pod, ADDRESS), ingress=_limit(40), egress=_limit(20))
     await datapath.wire(limited)
     await datapath.wire(node.wiring(free, PRIMARY_PODS[1]))
     # 1 MB at 40 Mbit/s is 0.2 s, at 20 Mbit/s 0.4 s; a pod without a limit is the control.
-    assert 0.14 < _seconds_for(node.netns, pod, ADDRESS, 1) < 1
-    assert 0.3 < _seconds_for(pod, node.netns, NODE, 1) < 2
-    assert _seconds_for(node.netns, free, PRIMARY_PODS[1], 1) < 0.14
+    assert 0.14 < _quickest_s(node.netns, pod, ADDRESS, 1.0) < 1.0
+    assert 0.3 < _quickest_s(pod, node.netns, NODE, 2.0) < 2.0
+    assert _quickest_s(node.netns, free, PRIMARY_PODS[1], 0.14) < 0.14
 
 
-async def test_check_and_a_second_add_know_the_limits(node: Node, datapath: KernelDatapath) -> None:
+async def test_check_and_a_second_add_know_the_limits(node: Node, unwatched: KernelDatapath) -> None:
     pod = node.container()
     wiring = dataclasses.replace(node.wiring(pod, ADDRESS), ingress=_limit(50_000), egress=_limit(200, 1))
-    wired = await datapath.wire(wiring)
+    wired = await unwatched.wire(wiring)
     index = node.netns.ip(f"-o link show dev {wired.host_ifname}").partition(":")[0]
-    await datapath.check(wiring)
-    await datapath.wire(wiring)
+    await unwatched.check(wiring)
+    await unwatched.wire(wiring)
     assert node.netns.ip(f"-o link show dev {wired.host_ifname}").partition(":")[0] == index
     assert "tbf" in node.netns.run("tc", "qdisc", "show", "dev", wired.host_ifname)
     # 1 kB of burst is less than one frame of 9001 bytes, which could never pass.
     assert "rate 200Mbit burst 90" in pod.run("tc", "qdisc", "show", "dev", "eth0")
 
     with pytest.raises(InvalidRequest, match="not one of 1000000 bit/s"):
-        await datapath.check(dataclasses.replace(wiring, ingress=_limit(1)))
+        await unwatched.check(dataclasses.replace(wiring, ingress=_limit(1)))
     pod.run("tc", "qdisc", "del", "dev", "eth0", "root")
     with pytest.raises(InvalidRequest, match="eth0 in the container has no token bucket"):
-        await datapath.check(wiring)
+        await unwatched.check(wiring)
     node.netns.run("tc", "qdisc", "del", "dev", wired.host_ifname, "root")
     with pytest.raises(InvalidRequest, match="the host veth has no token bucket"):
-        await datapath.check(wiring)
-    await datapath.wire(wiring)
-    await datapath.check(wiring)
+        await unwatched.check(wiring)
+    await unwatched.wire(wiring)
+    await unwatched.check(wiring)
 
 
 async def _with_connections(node: Node, datapath: KernelDatapath) -> PodWiring:
@@ -132,7 +124,7 @@ def _is_remembered(node: Node) -> bool:
 
 
 async def _forgotten(node: Node) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while _is_remembered(node):
             await asyncio.sleep(0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from ipaddress import IPv4Address
 
 import pytest
@@ -24,17 +24,7 @@ from tests.kernel.datapath_node import (
     VPC,
     Node,
     datapath_running,
-    node_made,
-    why_not,
 )
-
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "runs")
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    with node_made() as made:
-        yield made
 
 
 @pytest.fixture

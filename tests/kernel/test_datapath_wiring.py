@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -25,32 +24,10 @@ from tests.kernel.datapath_node import (
     SECONDARY_PODS,
     Node,
     datapath_running,
-    node_made,
-    why_not,
 )
-
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "runs")
 
 POLICY = DatapathPolicy(names_directory=None)
 ADDRESS = PRIMARY_PODS[0]
-
-
-@pytest.fixture
-def node() -> Iterator[Node]:
-    with node_made() as made:
-        yield made
-
-
-@pytest.fixture
-async def datapath(node: Node) -> AsyncIterator[KernelDatapath]:
-    async with datapath_running(POLICY) as running:
-        yield running
-
-
-@pytest.fixture
-async def unwatched(node: Node) -> AsyncIterator[KernelDatapath]:
-    async with datapath_running(POLICY, watching=False) as made:
-        yield made
 
 
 def _ifindex(node: Node, ifname: str) -> int:
@@ -198,11 +175,11 @@ async def test_what_is_not_a_network_namespace_is_refused(
 async def test_unwire_releases_the_address_and_cools_it(node: Node, datapath: KernelDatapath) -> None:
     wiring = node.wiring(node.container(), ADDRESS)
     wired = await datapath.wire(wiring)
-    await datapath.unwire(wiring.holder.key, [ADDRESS], 30)
+    await datapath.unwire(wiring.holder.key, [ADDRESS], 600)
     seen = await datapath.observe()
     assert seen.attachments == ()
     assert [each.address for each in seen.cooling] == [ADDRESS]
-    assert 29 < seen.cooling[0].remaining_s <= 31
+    assert 500 < seen.cooling[0].remaining_s <= 601
     assert "group 20099" in node.netns.ip(f"-d link show dev {wired.host_ifname}")
 
 
@@ -303,7 +280,7 @@ async def test_released_links_are_deleted_in_the_background(node: Node, monkeypa
         watcher = _link_deletions(wired.host_ifname, gone)
         try:
             await datapath.unwire(released.holder.key, released.addresses, 0)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await gone.wait()
         finally:
             asyncio.get_running_loop().remove_reader(watcher)
@@ -334,7 +311,7 @@ async def test_the_disappearance_of_a_namespace_wakes_the_subscriber(node: Node,
     node.netns.ip("link del foreign")
     assert not woken.is_set()
     node.netns.ip(f"netns del {container.name}")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await woken.wait()
     assert (await datapath.observe()).attachments == ()
 

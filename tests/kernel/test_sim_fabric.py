@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from sim import namespaces
+from sim.model.config import REALISTIC_TIMINGS
 from tests.kernel.sim_program import (
     STOP_DEADLINE_S,
     Node,
@@ -25,8 +26,6 @@ from tests.kernel.sim_program import (
     running_sim,
     unique_name,
 )
-
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 INTERNET = "203.0.113.5"
 
@@ -80,8 +79,8 @@ def test_primary_interface_is_as_the_machine_image_leaves_it(sim: RunningSim) ->
 def test_nodes_reach_each_other_with_jumbo_frames(sim: RunningSim) -> None:
     first, second = sim.nodes
     whole_frame = ("-M", "do", "-s", str(9001 - 28))
-    assert first.pings(second.primary_address, *whole_frame)
-    assert second.pings(first.primary_address, *whole_frame)
+    assert first.reaches(second.primary_address, *whole_frame)
+    assert second.reaches(first.primary_address, *whole_frame)
 
 
 def test_an_address_nobody_has_is_silence(sim: RunningSim) -> None:
@@ -120,10 +119,10 @@ def test_secondary_eni_carries_its_own_addresses_only(
     first.run("ip", "route", "add", "default", "via", "10.0.0.1", "dev", "ens6", "table", "2")
     first.run("ip", "rule", "add", "from", own, "lookup", "2")
     try:
-        assert first.pings(second.primary_address, source=own)
+        assert first.reaches(second.primary_address, source=own)
         assert sim.source_drops(second_eni["NetworkInterfaceId"]) == 0
         # And a neighbour reaches it without having been spoken to.
-        assert second.pings(own)
+        assert second.reaches(own)
         # But the primary's address may not leave by the secondary ENI.
         first.run("ip", "rule", "add", "from", first.primary_address, "lookup", "2")
         assert not first.pings(second.primary_address, source=first.primary_address)
@@ -150,7 +149,7 @@ def test_assigned_addresses_pass_from_the_answer_on_and_until_they_are_taken_bac
         give_back = {"Ipv4Prefixes": [prefix]}
     source_on(first, source)
     before = sim.source_drops(eni_id)
-    assert first.pings(second.primary_address, source=source)
+    assert first.reaches(second.primary_address, source=source)
     assert sim.source_drops(eni_id) == before
     sim.ec2.unassign_private_ip_addresses(NetworkInterfaceId=eni_id, **give_back)
     assert not first.pings(second.primary_address, source=source)
@@ -181,8 +180,8 @@ def test_address_moves_to_another_eni(sim: RunningSim, source_on: Callable[[Node
         NetworkInterfaceId=second.primary_eni_id, PrivateIpAddresses=[moving], AllowReassignment=True
     )
     source_on(second, moving)
-    assert second.pings(first.primary_address, source=moving)
-    assert first.pings(moving)
+    assert second.reaches(first.primary_address, source=moving)
+    assert first.reaches(moving)
     sim.ec2.unassign_private_ip_addresses(NetworkInterfaceId=second.primary_eni_id, PrivateIpAddresses=[moving])
 
 
@@ -231,12 +230,12 @@ def test_ec2_answers_inside_the_vpc(sim: RunningSim) -> None:
 
 
 def test_launched_instance_is_a_node_and_a_terminated_one_is_gone(sim: RunningSim) -> None:
-    answer = httpx.post(sim.ready["control"] + "/instances", json={"instance_type": "m5.large"}, timeout=5)
+    answer = httpx.post(sim.ready["control"] + "/instances", json={"instance_type": "m5.large"}, timeout=30)
     instance_id = answer.raise_for_status().json()["instance_id"]
     node = next(n for n in sim.nodes if n.instance_id == instance_id)
     assert node.namespace == f"{sim.name}-node-2"
-    assert node.pings(sim.nodes[0].primary_address)
-    httpx.delete(f"{sim.ready['control']}/instances/{instance_id}", timeout=5).raise_for_status()
+    assert node.reaches(sim.nodes[0].primary_address)
+    httpx.delete(f"{sim.ready['control']}/instances/{instance_id}", timeout=30).raise_for_status()
     assert node.namespace not in namespaces.names()
     assert instance_id not in {n.instance_id for n in sim.nodes}
 
@@ -283,7 +282,7 @@ def test_start_over_what_a_killed_run_left() -> None:
         killed.process.wait(STOP_DEADLINE_S)
         with running_sim("--nodes", "1", "--latency", "none", name=name) as sim:
             assert made_by(name) == {f"{name}-vpc", f"{name}-internet", f"{name}-node-0"}
-            assert sim.nodes[0].pings(INTERNET)
+            assert sim.nodes[0].reaches(INTERNET)
 
 
 @pytest.mark.parametrize("verb", ["up", "down"])
@@ -311,10 +310,12 @@ def test_attachment_takes_its_time_with_real_latency() -> None:
     with running_sim("--nodes", "1", "--latency", "real") as sim:
         node = sim.nodes[0]
         created = sim.ec2.create_network_interface(SubnetId=sim.ready["subnets"][0]["subnet_id"])["NetworkInterface"]
+        began_s = time.monotonic()
         sim.ec2.attach_network_interface(
             NetworkInterfaceId=created["NetworkInterfaceId"], InstanceId=node.instance_id, DeviceIndex=1
         )
-        assert "ens6" not in links(node.namespace)
+        is_there = "ens6" in links(node.namespace)
+        assert not is_there or time.monotonic() - began_s > REALISTIC_TIMINGS.attach_s  # on a machine that is very slow
         eventually(lambda: "ens6" in links(node.namespace), "the link of an attached ENI")
         assert links(node.namespace)["ens6"]["address"] == created["MacAddress"]
 

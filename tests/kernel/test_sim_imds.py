@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from sim import namespaces
+from sim.model.config import REALISTIC_TIMINGS
 from tests.kernel.sim_program import Node, RunningSim, eventually, http_from, running_sim
-
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 IMDS = "169.254.169.254"
 TTL = "X-aws-ec2-metadata-token-ttl-seconds"
@@ -73,8 +73,10 @@ def test_nothing_without_a_good_token(sim: RunningSim, token: str) -> None:
 
 
 def test_token_expires(node: Node) -> None:
+    began_s = time.monotonic()
     short = http_from(node.namespace, IMDS, "PUT", "/latest/api/token", {TTL: "1"})[1]
-    assert read(node, short, "/latest/meta-data/mac")[0] == 200
+    # On a machine so slow that its second is over already, only its end can be seen.
+    assert read(node, short, "/latest/meta-data/mac")[0] == 200 or time.monotonic() - began_s > 1.0
     eventually(lambda: read(node, short, "/latest/meta-data/mac")[0] == 401, "the end of the token")
 
 
@@ -277,9 +279,12 @@ def test_metadata_lags_behind_ec2() -> None:
         token = http_from(node.namespace, IMDS, "PUT", "/latest/api/token", {TTL: "60"})[1]
         at = f"/latest/meta-data/network/interfaces/macs/{node.primary_mac}/local-ipv4s"
         assert read(node, token, at) == (200, node.primary_address)
+        began_s = time.monotonic()
         granted = sim.ec2.assign_private_ip_addresses(
             NetworkInterfaceId=node.primary_eni_id, SecondaryPrivateIpAddressCount=1
         )
-        assert read(node, token, at) == (200, node.primary_address)
+        seen = read(node, token, at)
+        is_late = time.monotonic() - began_s > REALISTIC_TIMINGS.imds_lag_s  # on a machine that is very slow
+        assert seen == (200, node.primary_address) or is_late
         both = f"{node.primary_address}\n{granted['AssignedPrivateIpAddresses'][0]['PrivateIpAddress']}"
         eventually(lambda: read(node, token, at) == (200, both), "metadata that shows the new address")

@@ -5,33 +5,25 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 
-import boto3
-import httpx
 import pytest
 
 from lab import agent_api, echo
 from lab.lab import Lab, LabNode
 from lab.pods import SHIM, delete_namespace, make_namespace
 from tests.system import containerd as runtime
+from tests.system import three_truths as truths
 from tests.system.conftest import LabFactory
 from tests.system.containerd import PLUGINS, Containerd, ContainerdPlan
 from tests.system.cri import CriFailed, SandboxState, SandboxStatus
+from tests.system.eventually import eventually_equal
+from tests.system.plugin_process import in_parallel
 
-T = TypeVar("T")
-
-POD_TABLE = "20512"
 PARALLEL_COUNT = 20
 """With two addresses kept warm, most of them wait for EC2. A t3.xlarge has four ENIs with 14 pod addresses each (EC2
 User Guide, "IP addresses per network interface per instance type"): room for them all while others still cool."""
-COMMAND_DEADLINE_S = 20.0
-SETTLE_DEADLINE_S = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +35,8 @@ def requires_containerd(requires_root: None) -> None:
 
 @pytest.fixture(scope="module")
 def vpc(requires_containerd: None, lab: LabFactory) -> Lab:
-    return lab(instance_type="t3.xlarge", agent_environment={"WARM_IP_TARGET": "2"})
+    """What cools is seen to cool, however slow the machine is."""
+    return lab(instance_type="t3.xlarge", agent_environment={"WARM_IP_TARGET": "2", "IP_COOLDOWN_PERIOD": "600"})
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +48,7 @@ def node(vpc: Lab) -> LabNode:
 def containerd(vpc: Lab, node: LabNode) -> Iterator[Containerd]:
     plan = ContainerdPlan(
         name=f"{vpc.plan.name}-ctd",
-        netns=_netns(node),
+        netns=truths.netns(node),
         network={
             "cniVersion": "1.0.0",
             "name": "enoki",
@@ -69,15 +62,13 @@ def containerd(vpc: Lab, node: LabNode) -> Iterator[Containerd]:
 
 
 def test_one_sandbox_gets_an_address(node: LabNode, containerd: Containerd) -> None:
-    before = _wiring(node)
-
     first, second = containerd.run_pod("first"), containerd.run_pod("second")
 
-    assert len(_wiring(node)) > len(before)
+    assert len(_wiring(node)) == 6
     assert (first.state, len(first.addresses)) == (SandboxState.READY, 1)
-    assert _held(node) == {first.sandbox_id: _address(first), second.sandbox_id: _address(second)}
-    _ping(_netns(node), _address(first))
-    _ping(_netns(node), _address(second))
+    assert truths.allocations(node) == {first.sandbox_id: _address(first), second.sandbox_id: _address(second)}
+    _ping(truths.netns(node), _address(first))
+    _ping(truths.netns(node), _address(second))
     with (
         echo.Running(second.netns, "serve", str(echo.PORT)),
         echo.Running(first.netns, "hold", _address(second), str(echo.PORT)) as client,
@@ -85,11 +76,11 @@ def test_one_sandbox_gets_an_address(node: LabNode, containerd: Containerd) -> N
         assert client.greeting == _address(first), "the source the other pod saw"
         assert client.ask("hello") == "hello"
 
-    _in_parallel(containerd.remove_pod, [first.sandbox_id, second.sandbox_id])
+    in_parallel(containerd.remove_pod, [first.sandbox_id, second.sandbox_id])
 
-    assert _held(node) == {}
-    assert {_address(first), _address(second)} <= _cooling(node)
-    _eventually(lambda: _wiring(node), before)
+    assert truths.allocations(node) == {}
+    assert {_address(first), _address(second)} <= truths.cooling(node)
+    eventually_equal(lambda: _wiring(node), [])
 
 
 def test_the_agent_learns_which_pod_it_is(node: LabNode, containerd: Containerd) -> None:
@@ -98,7 +89,9 @@ def test_the_agent_learns_which_pod_it_is(node: LabNode, containerd: Containerd)
         (allocation,) = agent_api.get(node.socket, "/v1/allocations?namespace=shop&pod=web-0")
         assert (allocation["container_id"], allocation["ifname"]) == (pod.sandbox_id, "eth0")
         assert allocation["addresses"] == [_address(pod)]
-        (link,) = json.loads(_in(_netns(node), "ip", "-json", "link", "show", "dev", allocation["host_ifname"]))
+        (link,) = json.loads(
+            truths.run_in(truths.netns(node), "ip", "-json", "link", "show", "dev", allocation["host_ifname"])
+        )
         assert link["ifalias"] == f"enoki {pod.sandbox_id} eth0 shop/web-0"
     finally:
         containerd.remove_pod(pod.sandbox_id)
@@ -110,41 +103,41 @@ def test_a_host_port_and_a_limit_arrive_by_the_runtime(node: LabNode, containerd
     try:
         with (
             echo.Running(pod.netns, "serve", str(echo.PORT)),
-            echo.Running(str(_netns(node)), "hold", "127.0.0.1", "8080") as client,
+            echo.Running(str(truths.netns(node)), "hold", "127.0.0.1", "8080") as client,
         ):
             assert client.ask("hello") == "hello"
         (allocation,) = agent_api.get(node.socket, "/v1/allocations?namespace=shop&pod=web-0")
-        host_end = _in(_netns(node), "tc", "qdisc", "show", "dev", allocation["host_ifname"])
+        host_end = truths.run_in(truths.netns(node), "tc", "qdisc", "show", "dev", allocation["host_ifname"])
         assert "tbf" in host_end
         assert "rate 100Mbit" in host_end
-        assert "rate 50Mbit" in _in(Path(pod.netns), "tc", "qdisc", "show", "dev", "eth0")
+        assert "rate 50Mbit" in truths.run_in(Path(pod.netns), "tc", "qdisc", "show", "dev", "eth0")
         with pytest.raises(CriFailed, match=r"host_port_taken: host port \*:8080/tcp belongs to shop/web-0"):
             containerd.run_pod("web-1", namespace="shop", host_ports={8080: 80})
     finally:
         containerd.remove_pod(pod.sandbox_id)
-    assert "8080" not in _in(_netns(node), "nft", "list", "map", "inet", "enoki", "hostport4")
+    assert "8080" not in truths.run_in(truths.netns(node), "nft", "list", "map", "inet", "enoki", "hostport4")
 
 
-def test_twenty_sandboxes_in_parallel(vpc: Lab, node: LabNode, containerd: Containerd) -> None:
-    before = _wiring(node)
+def test_twenty_sandboxesin_parallel(vpc: Lab, node: LabNode, containerd: Containerd) -> None:
+    eventually_equal(lambda: _wiring(node), [])
 
-    pods = _in_parallel(containerd.run_pod, [f"web-{number}" for number in range(PARALLEL_COUNT)])
+    pods = in_parallel(containerd.run_pod, [f"web-{number}" for number in range(PARALLEL_COUNT)])
 
     addresses = {_address(pod) for pod in pods}
     assert len(addresses) == PARALLEL_COUNT
-    assert _held(node) == {pod.sandbox_id: _address(pod) for pod in pods}
-    assert addresses <= _secondary_addresses_in_ec2(vpc, node)
-    _in_parallel(lambda pod: _ping(_netns(node), _address(pod)), pods)
-    _in_parallel(lambda pod: _ping(Path(pods[0].netns), _address(pod)), pods[1:])
+    assert truths.allocations(node) == {pod.sandbox_id: _address(pod) for pod in pods}
+    assert addresses <= truths.Ec2(vpc).pod_addresses(node)
+    in_parallel(lambda pod: _ping(truths.netns(node), _address(pod)), pods)
+    in_parallel(lambda pod: _ping(Path(pods[0].netns), _address(pod)), pods[1:])
 
-    _in_parallel(containerd.remove_pod, [pod.sandbox_id for pod in pods])
+    in_parallel(containerd.remove_pod, [pod.sandbox_id for pod in pods])
 
     counts = agent_api.get(node.socket, "/v1/pool")["counts"]
-    assert (_held(node), counts["held_count"], counts["quarantined_count"]) == ({}, 0, 0)
+    assert (truths.allocations(node), counts["held_count"], counts["quarantined_count"]) == ({}, 0, 0)
     assert counts["cooling_count"] >= PARALLEL_COUNT
-    assert addresses <= _cooling(node)
-    _eventually(lambda: _wiring(node), before)
-    assert not any(_source_check_drops(vpc).values())
+    assert addresses <= truths.cooling(node)
+    eventually_equal(lambda: _wiring(node), [])
+    assert not any(vpc.source_check_drops().values())
 
 
 def test_a_stopped_agent_fails_starts_and_hinders_no_stop(vpc: Lab, node: LabNode, containerd: Containerd) -> None:
@@ -158,11 +151,12 @@ def test_a_stopped_agent_fails_starts_and_hinders_no_stop(vpc: Lab, node: LabNod
     finally:
         vpc.start_agents([node.index])
 
-    assert _held(node) == {}, "its namespace is gone, so nobody holds the address"
+    # Its namespace is gone, or goes, so nobody holds the address.
+    eventually_equal(lambda: truths.allocations(node), {})
     again = containerd.run_pod("early")
-    _ping(_netns(node), _address(again))
+    _ping(truths.netns(node), _address(again))
     containerd.remove_pod(again.sandbox_id)
-    assert _held(node) == {}
+    assert truths.allocations(node) == {}
 
 
 def test_a_killed_containerd_leaves_nothing(requires_containerd: None) -> None:
@@ -192,55 +186,16 @@ def test_a_killed_containerd_leaves_nothing(requires_containerd: None) -> None:
         delete_namespace(name)
 
 
-def _netns(node: LabNode) -> Path:
-    return Path("/run/netns") / node.namespace
-
-
 def _address(pod: SandboxStatus) -> str:
     (address,) = pod.addresses
     return str(address)
 
 
-def _held(node: LabNode) -> dict[str, str]:
-    """Container id to address, as the agent says."""
-    return {item["container_id"]: item["addresses"][0] for item in agent_api.get(node.socket, "/v1/allocations")}
-
-
-def _cooling(node: LabNode) -> set[str]:
-    """The kernel's cooldown set."""
-    listed = json.loads(_in(_netns(node), "nft", "--json", "list", "set", "inet", "enoki", "cooling"))
-    (found,) = (item["set"] for item in listed["nftables"] if "set" in item)
-    return {item["elem"]["val"] for item in found.get("elem", [])}
-
-
 def _wiring(node: LabNode) -> list[str]:
     """What pods leave in a node's namespace: host veths, pod routes, permanent neighbours."""
-    netns = _netns(node)
-    links = [link["ifname"] for link in json.loads(_in(netns, "ip", "-json", "link")) if link["ifname"][:3] == "eni"]
-    # The table exists only while it holds a route; asking for it fails without one.
-    routes = _in(netns, "ip", "route", "show", "table", POD_TABLE, check=False).splitlines()
-    return sorted([*links, *routes, *_in(netns, "ip", "neighbour", "show", "nud", "permanent").splitlines()])
-
-
-def _secondary_addresses_in_ec2(vpc: Lab, node: LabNode) -> set[str]:
-    ec2 = boto3.client(
-        "ec2",
-        region_name="us-west-2",
-        endpoint_url=vpc.announced["ec2_endpoint"],
-        aws_access_key_id="x",
-        aws_secret_access_key="x",
-    )
-    of_node = [{"Name": "attachment.instance-id", "Values": [node.instance_id]}]
-    enis = ec2.describe_network_interfaces(Filters=of_node)["NetworkInterfaces"]
-    addresses = [address for eni in enis for address in eni["PrivateIpAddresses"]]
-    return {address["PrivateIpAddress"] for address in addresses if not address["Primary"]}
-
-
-def _source_check_drops(vpc: Lab) -> dict[str, int]:
-    """Packets the VPC dropped because EC2 does not know their (ENI, source), by ENI."""
-    drops: dict[str, int] = httpx.get(f"{vpc.announced['control']}/drops", timeout=COMMAND_DEADLINE_S).json()
-    assert drops, "the simulator counts for every ENI"
-    return drops
+    netns = truths.netns(node)
+    neighbours = truths.run_in(netns, "ip", "neighbour", "show", "nud", "permanent").splitlines()
+    return sorted([*truths.host_links(node), *truths.pod_routes(node), *neighbours])
 
 
 def _traces_of(name: str) -> list[str]:
@@ -258,30 +213,4 @@ def _traces_of(name: str) -> list[str]:
 
 
 def _ping(netns: Path, address: str) -> None:
-    _in(netns, "ping", "-q", "-c", "1", "-W", "5", address)
-
-
-def _in(netns: Path, *argv: str, check: bool = True) -> str:
-    done = subprocess.run(
-        ["nsenter", f"--net={netns}", "--", *argv],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=COMMAND_DEADLINE_S,
-    )
-    assert done.returncode == 0 or not check, f"{argv} in {netns}: {done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def _in_parallel(do: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
-    """All at once; the first failure is raised after all have ended."""
-    with ThreadPoolExecutor(len(items)) as threads:
-        return list(threads.map(do, items))
-
-
-def _eventually(read: Callable[[], T], wanted: T) -> None:
-    """The kernel takes a namespace and its veths away some time after the last process has left it."""
-    deadline = time.monotonic() + SETTLE_DEADLINE_S
-    while read() != wanted and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert read() == wanted
+    truths.run_in(netns, "ping", "-q", "-c", "1", "-W", "5", address)

@@ -27,8 +27,8 @@ ADDRESSES = 3
 """A t3.small's ENI has four addresses, one of them its own (EC2 User Guide, "IP addresses per network interface per
 instance type"); with MAX_ENI=1 a fourth pod waits in vain."""
 
-QUICK = {"ENOKI_ADD_DEADLINE_S": "2"}
-"""An ADD gives up soon."""
+QUICK = {"ENOKI_ADD_DEADLINE_S": "2", "IP_COOLDOWN_PERIOD": "15"}
+"""An ADD gives up soon; what cools is seen to cool, however slow the machine is."""
 
 UNAVAILABLE: dict[str, Any] = {"kind": "error", "code": "Unavailable", "http_status": 503}
 """EC2's words for "it is us, try again" (EC2 API reference, "Error codes")."""

@@ -16,11 +16,7 @@ from lab.pods import Pod, delete_namespace, make_namespace
 from tests.system import three_truths as truths
 from tests.system.conftest import LabFactory
 from tests.system.eventually import eventually_equal
-from tests.system.plugin_process import Answer, Asking, ask, in_parallel
-
-ADDRESSES = 9
-"""An m5.large's ENI has ten addresses, one of them its own (EC2 User Guide, "IP addresses per network interface per
-instance type"); MAX_ENI=1 keeps it at that."""
+from tests.system.plugin_process import Answer, ask, in_parallel
 
 SUPERSEDED = 101
 DRIFTED = 102
@@ -33,7 +29,10 @@ MakePod = Callable[[str], Pod]
 
 @pytest.fixture(scope="module")
 def vpc(lab: LabFactory) -> Lab:
-    return lab(agent_environment={"MAX_ENI": "1", "IP_COOLDOWN_PERIOD": "1", "ENOKI_ADD_DEADLINE_S": "20"})
+    """What cools is seen to cool, however slow the machine is; so there is room for all that was ever released here: an
+    m5.4xlarge's eight ENIs have 29 pod addresses each (EC2 User Guide, "IP addresses per network interface per instance
+    type")."""
+    return lab(instance_type="m5.4xlarge", agent_environment={"WARM_IP_TARGET": "10", "IP_COOLDOWN_PERIOD": "600"})
 
 
 @pytest.fixture(scope="module")
@@ -87,22 +86,6 @@ def test_add_and_del_race(node: LabNode, pod: MakePod) -> None:
         assert ask(one, "DEL").code == 0
         assert (truths.allocations(node), truths.pod_routes(node)) == ({}, {})
     assert seen <= {(0, 0), (SUPERSEDED, 0)}, seen
-
-
-def test_a_del_overtakes_a_waiting_add(node: LabNode, pod: MakePod) -> None:
-    eventually_equal(lambda: truths.counts(node)["free_count"], ADDRESSES)
-    others = [pod(f"other-{number}") for number in range(ADDRESSES)]
-    live = {other.container_id: ask(other, "ADD").address for other in others}
-    one = pod("web")
-    waiting = Asking(one, "ADD")
-    eventually_equal(lambda: truths.waiter_count(node), 1)
-
-    assert ask(one, "DEL").code == 0
-
-    answer = waiting.answer()
-    assert (answer.code, "attachment_superseded" in answer.text) == (SUPERSEDED, True)
-    assert truths.waiter_count(node) == 0
-    assert truths.allocations(node) == live
 
 
 def test_the_newer_sandbox_of_a_pod_wins(node: LabNode, ec2: truths.Ec2, pod: MakePod) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import boto3
 
+from ctl.client import Client
 from lab import agent_api
 from lab.lab import Lab, LabNode
 
@@ -67,6 +68,11 @@ def log_events(node: LabNode, event: str = "") -> list[dict[str, Any]]:
     """The agent's log lines of one event, or all; a line that is not JSON (a traceback on its own) is an error."""
     lines = [json.loads(line) for line in node.log.read_text().splitlines()]
     return [line for line in lines if event in {"", line["event"]}]
+
+
+def address_events(node: LabNode) -> list[dict[str, Any]]:
+    """What the agent remembers of its addresses' changes, oldest first: `at`, and `fields` with `before`, `after`..."""
+    return [one.data for one in Client(str(node.socket)).events(after=0, follow=False) if one.name == "address"]
 
 
 # ---- the kernel

@@ -10,7 +10,7 @@ import httpx
 
 from lab.lab import Lab
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 
 
 class VpcControl:

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from agent.adoption import checkpoint, commands, planning
+from agent.adoption import checkpoint, commands, planning, rollback
 from agent.adoption.checkpoint import Allocation, CheckpointInvalid
 from agent.adoption.commands import Backend, NatSettings
 from agent.adoption.model import Container, Link, Route, Rule, Survey
@@ -219,5 +219,5 @@ def test_external_snat_and_no_node_ports_leave_nothing_to_install() -> None:
 
 def test_the_file_given_back_keeps_what_the_kernel_does_not_know() -> None:
     plan = planning.plan_adoption([ALLOCATION], SURVEY, NAT)
-    assert planning.allocations_of(plan.pods, [ALLOCATION], now_ns=99) == (ALLOCATION,)
-    assert planning.allocations_of(plan.pods, [], now_ns=99) == (replace(ALLOCATION, allocated_ns=99),)
+    assert rollback.allocations_of(plan.pods, [ALLOCATION], now_ns=99) == (ALLOCATION,)
+    assert rollback.allocations_of(plan.pods, [], now_ns=99) == (replace(ALLOCATION, allocated_ns=99),)

@@ -20,9 +20,6 @@ from sim.fabric import INTERNET_ADDRESS
 from tests.kernel.acceptance.probe import ANSWER_S, SILENCE_S, Path, ask
 from tests.kernel.acceptance.test_paths import Variant, built_beside_kube_proxy
 from tests.kernel.acceptance.world import NODE, OTHER_NODE, VPC_CIDR, World, eni_of, instance_of
-from tests.kernel.datapath_node import why_not
-
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "runs")
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +132,10 @@ def test_x3_restarts_new_settings_and_new_vpc_cidrs_misroute_nothing(world: Worl
     """P5, P9 and N1 while an agent starts anew, with another setting each time, and the VPC gets and loses a CIDR."""
     dropped = world.dropped_count()
     with NewFlows(world) as flows, world.node.entered():
-        for port in (SnatPort.HASHED, SnatPort.HASHED, SnatPort.FULLY_RANDOM) * 3:
-            asyncio.run(_restart(world, DatapathPolicy(names_directory=None, randomize_snat=port)))
+        while not flows.failures and min(flows.counts) <= 20:
+            for port in (SnatPort.HASHED, SnatPort.HASHED, SnatPort.FULLY_RANDOM) * 3:
+                asyncio.run(_restart(world, DatapathPolicy(names_directory=None, randomize_snat=port)))
     assert not flows.failures, f"after {flows.counts} flows: {flows.failures}"
-    assert min(flows.counts) > 20
     assert world.dropped_count() == dropped
 
 

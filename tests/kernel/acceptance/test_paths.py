@@ -17,9 +17,6 @@ from tests.kernel.acceptance import rows
 from tests.kernel.acceptance.probe import ANSWER_S, SILENCE_S, Answer, Path, ask
 from tests.kernel.acceptance.rows import Row
 from tests.kernel.acceptance.world import CUSTOM, OTHER_NODE, PLAIN, PREFIXES, Siting, World, built
-from tests.kernel.datapath_node import why_not
-
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "runs")
 
 
 def _policy(**settings: object) -> DatapathPolicy:

@@ -205,6 +205,7 @@ class ApiServer:
             for one in self.store.objects(target.kind):
                 if fits(one):
                     await response.write(_line({"type": "ADDED", "object": one}))
+        began = self.store.version
         while True:
             try:
                 writes, version = list(self.store.since(target.kind, version)), self.store.version
@@ -219,7 +220,8 @@ class ApiServer:
                     while self.store.version == version:
                         await self.store.changed.wait()
             except TimeoutError:
-                if bookmarks:
+                # A real one bookmarks nothing that had happened when the watch began (cacheWatcher.process).
+                if bookmarks and version > began:
                     await response.write(_line(_bookmark(target.kind, version)))
 
 
@@ -351,6 +353,11 @@ def _collection(kind: Kind, items: list[Json], version: int) -> Json:
 
 
 def _status(refused: Refused) -> Json:
+    details: Json = {}
+    if refused.field:
+        details["causes"] = [{"reason": "FieldValueInvalid", "message": refused.message, "field": refused.field}]
+    if refused.retry_after_s is not None:
+        details["retryAfterSeconds"] = refused.retry_after_s
     return {
         "kind": "Status",
         "apiVersion": "v1",
@@ -358,6 +365,7 @@ def _status(refused: Refused) -> Json:
         "status": "Failure",
         "message": refused.message,
         "reason": refused.reason,
+        "details": details,
         "code": refused.code,
     }
 

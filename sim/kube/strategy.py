@@ -20,8 +20,10 @@ def created(kind: Kind, namespace: str, document: Json) -> Json:
     """What is stored of a new object. Raises: Refused(422)."""
     if kind is EVENTS:
         check_event(document, namespace)
+    if kind is ENI_CONFIGS and (document.get("kind"), document.get("apiVersion")) != (kind.kind, kind.api_version):
+        raise Refused(400, "BadRequest", f"the object provided is unrecognized (must be of type {kind.kind})")
     if kind is ENI_CONFIGS and not isinstance((document.get("spec") or {}).get("subnet"), str):
-        raise Refused(422, "Invalid", f"{_named(kind, document)} is invalid: spec.subnet: Required value")
+        raise Refused(422, "Invalid", "ENIConfig is invalid: spec.subnet: Required value")
     if kind is PODS:  # its status is the kubelet's
         return {**document, "status": {"phase": "Pending"}}
     return document
@@ -33,7 +35,7 @@ def patched(kind: Kind, patch: Mapping[str, Any], *, subresource: str) -> Json:
         return {key: value for key, value in patch.items() if key == "status"}
     if kind is EVENTS and set(patch) - {"series"}:
         changed = min(set(patch) - {"series"})
-        raise Refused(422, "Invalid", f"Event.events.k8s.io is invalid: {changed}: Invalid value: field is immutable")
+        raise Refused(422, "Invalid", f"Event is invalid: {changed}: Invalid value: field is immutable")
     if kind is EVENTS:
         check_series(patch)
     if kind in {PODS, NODES}:
@@ -73,7 +75,7 @@ def check_event(document: Json, namespace: str) -> None:
     deprecated = ("deprecatedCount", "deprecatedFirstTimestamp", "deprecatedLastTimestamp", "deprecatedSource")
     problems += [field for field in deprecated if document.get(field)]
     if problems:
-        raise Refused(422, "Invalid", f"{_named(EVENTS, document)} is invalid: {', '.join(problems)}")
+        raise Refused(422, "Invalid", f"Event is invalid: {', '.join(problems)}")
     check_series(document)
 
 
@@ -81,9 +83,4 @@ def check_series(document: Mapping[str, Any]) -> None:
     """Raises: Refused(422)."""
     series = document.get("series")
     if series is not None and (series.get("count", 0) < 2 or not series.get("lastObservedTime")):
-        raise Refused(422, "Invalid", "Event.events.k8s.io is invalid: series")
-
-
-def _named(kind: Kind, document: Json) -> str:
-    name = (document.get("metadata") or {}).get("name", "")
-    return f'{kind.kind}{"." if kind.group else ""}{kind.group} "{name}"'
+        raise Refused(422, "Invalid", "Event is invalid: series")

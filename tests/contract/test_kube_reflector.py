@@ -21,7 +21,8 @@ from sim.kube.faults import Fault, Rule
 from sim.kube.server import ApiServer, a_pod
 from sim.kube.store import PODS, Store
 from sim.kube.users import User
-from tests.contract.kube_access import access_to, an_authority
+from tests.certificates import an_authority
+from tests.contract.kube_access import access_to
 
 DEADLINE_S = 10.0
 NODE = "node-1"
@@ -44,9 +45,12 @@ async def client(server: ApiServer, *, request_s: float = 2.0) -> AsyncIterator[
 class Watcher:
     """A reflector of the node's pods, and a way to wait for what it shows."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, deadline_s: float = DEADLINE_S) -> None:
+        self._deadline_s = deadline_s
         self._changed = asyncio.Event()
         self.change_count = 0
+        self.causes: list[Cause] = []
+        """Of its failures, one after another."""
         self.pods = Reflector[Pod](
             "pods",
             path="/api/v1/pods",
@@ -58,10 +62,13 @@ class Watcher:
 
     def _note(self) -> None:
         self.change_count += 1
+        failure = self.pods.failure
+        if failure is not None and failure.cause not in self.causes[-1:]:
+            self.causes.append(failure.cause)
         self._changed.set()
 
     async def until(self, is_so: Callable[[], bool]) -> None:
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(self._deadline_s):
             while not is_so():
                 self._changed.clear()
                 await self._changed.wait()
@@ -122,7 +129,8 @@ async def test_a_bookmark_saves_a_list(server: ApiServer) -> None:
         await bind(server, "elsewhere", node="node-2")
         async with asyncio.timeout(DEADLINE_S):
             while seen.pods._newest != str(server.store.version):
-                await asyncio.sleep(0.01)
+                await server.store.patch(PODS, "default", "elsewhere", {"metadata": {"labels": {"a": "b"}}})
+                await asyncio.sleep(0.1)  # two bookmarks long
         server.store.compact()
         server.cut_watches()
         await bind(server, "mine")

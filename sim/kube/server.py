@@ -39,7 +39,8 @@ class ApiServer:
     """One API server on 127.0.0.1. `start` and `stop` may alternate; the port and the objects stay the same.
 
     users: by token; without any, everybody may do everything. bookmark_s: seconds between bookmarks.
-    requests: (verb, plural) of every request so far. queries: those of lists and watches, in full.
+    tls: may be replaced while it is stopped. requests: (verb, plural) of every request so far. queries: those of lists
+    and watches, in full.
     """
 
     def __init__(
@@ -57,20 +58,20 @@ class ApiServer:
         self.queries: list[tuple[str, str, dict[str, str]]] = []
         self._bookmark_s = bookmark_s
         self._port = port
-        self._tls = tls
+        self.tls = tls
         self._runner: web.AppRunner | None = None
         self._watches: set[asyncio.Task[Any]] = set()
 
     @property
     def url(self) -> str:
-        return f"{'http' if self._tls is None else 'https'}://127.0.0.1:{self._port}"
+        return f"{'http' if self.tls is None else 'https'}://127.0.0.1:{self._port}"
 
     async def start(self) -> None:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._answer)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True, ssl_context=self._tls)
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True, ssl_context=self.tls)
         await site.start()
         if self._port == 0:
             self._port = self._runner.addresses[0][1]

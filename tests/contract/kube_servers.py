@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -120,6 +121,10 @@ class KubeServer(Protocol):
         """Tokens made until now are good no more."""
         ...
 
+    async def replace_authority(self) -> bytes:
+        """Have the server's certificate signed by another authority from now on: that one's certificate, in PEM."""
+        ...
+
 
 class Simulated:
     """`sim/kube` as a KubeServer. Made by `simulated`."""
@@ -161,17 +166,19 @@ class Simulated:
     async def revoke(self) -> None:
         self._server.users = {ADMIN_TOKEN: User()}
 
+    async def replace_authority(self) -> bytes:
+        authority = an_authority("replaced")
+        await self._server.stop()
+        self._server.tls = _served_by(authority, self.service_account.parent)
+        await self._server.start()
+        return authority.pem
+
 
 @asynccontextmanager
 async def simulated(directory: Path) -> AsyncIterator[Simulated]:
     """A server that bookmarks often; `go_away` takes the administrator's way too."""
     authority = an_authority("kubernetes")
-    certificate, key = authority.issue("kube-apiserver")
-    both = directory / "server.pem"
-    both.write_bytes(certificate + key)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(both)
-    server = ApiServer(tls=context, users={ADMIN_TOKEN: User()}, bookmark_s=0.05)
+    server = ApiServer(tls=_served_by(authority, directory), users={ADMIN_TOKEN: User()}, bookmark_s=0.05)
     inside = ApiServer(users=server.users)
     inside.store = server.store
     await inside.start()
@@ -186,11 +193,24 @@ async def simulated(directory: Path) -> AsyncIterator[Simulated]:
         await inside.stop()
 
 
+def _served_by(authority: Authority, directory: Path) -> ssl.SSLContext:
+    certificate, key = authority.issue("kube-apiserver")
+    both = directory / "server.pem"
+    both.write_bytes(certificate + key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(both)
+    return context
+
+
 class Real:
     """A kube-apiserver as a KubeServer, behind a relay that may be cut. Made by `real`."""
 
-    def __init__(self, plane: ControlPlane, relay: Relay, admin: Administrator, service_account: Path) -> None:
+    def __init__(
+        self, plane: ControlPlane, relay: Relay, admin: Administrator, service_account: Path, trust: ssl.SSLContext
+    ) -> None:
+        """trust: what `admin` checks the server's certificate with."""
         self.admin = admin
+        self._trust = trust
         self.service_account = service_account
         self._plane = plane
         self._relay = relay
@@ -229,6 +249,14 @@ class Real:
     async def revoke(self) -> None:
         await self.admin.delete(SECRETS, "binding", "kube-system")
 
+    async def replace_authority(self) -> bytes:
+        self._plane.authority = an_authority("replaced")
+        await asyncio.to_thread(self._plane.stop)
+        await asyncio.to_thread(self._plane.start)
+        pem = self._plane.authority.pem
+        self._trust.load_verify_locations(cadata=pem.decode())
+        return pem
+
 
 CLUSTER_ROLES = Kind(
     prefix="/apis/rbac.authorization.k8s.io/v1", plural="clusterroles", kind="ClusterRole", namespaced=False
@@ -245,7 +273,7 @@ async def real(plane: ControlPlane, directory: Path) -> AsyncIterator[Real]:
     trust = plane.trust()
     try:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust)) as session:
-            made = Real(plane, relay, Administrator(session, plane.url), directory / "service-account")
+            made = Real(plane, relay, Administrator(session, plane.url), directory / "service-account", trust)
             await made.permit(ROLE)
             await _project(made, plane.authority)
             try:
@@ -257,14 +285,18 @@ async def real(plane: ControlPlane, directory: Path) -> AsyncIterator[Real]:
 
 
 def prepare(plane: ControlPlane) -> None:
-    """What a cluster has before an agent comes: the manifests but for the DaemonSet, and an account for pods."""
+    """What a cluster has before an agent comes: the manifests but for the DaemonSet, and an account for pods.
+
+    May be done again. Raises: AssertionError when the API server refuses any of it.
+    """
     deploy = kube_role.DEPLOY
     for path in ("kustomize/base/serviceaccount.yaml", "kustomize/base/rbac.yaml", "crds/eniconfig.yaml"):
         arguments = ["apply", "--server-side", "--validate=strict", "-f", str(deploy / path)]
         plane.kubectl(*arguments, *(["-n", "kube-system"] if "serviceaccount" in path else []))
     plane.kubectl("wait", "--for=condition=Established", "crd/eniconfigs.crd.k8s.amazonaws.com", "--timeout=30s")
     for namespace in ("default", "kube-system"):  # the controller manager's work
-        plane.kubectl("create", "serviceaccount", "default", "-n", namespace)
+        account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
+        plane.kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(account))
 
 
 class Relay:

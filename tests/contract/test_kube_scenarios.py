@@ -243,6 +243,19 @@ async def test_a_refused_token_is_read_again_at_once(kube: KubeServer) -> None:
         await api.get("/api/v1/pods")
 
 
+async def test_a_replaced_authority_is_believed_when_its_file_is_there(kube: KubeServer) -> None:
+    async with KubeApi(kube.access(), user_agent="test") as api:
+        await api.get("/api/v1/pods")
+        pem = await kube.replace_authority()
+        for _ in range(2):
+            with pytest.raises(ClusterFailed) as refused:
+                await api.get("/api/v1/pods")
+        (kube.service_account / "ca.crt").write_bytes(pem)
+        await api.get("/api/v1/pods")
+
+    assert "certificate" in refused.value.remedy
+
+
 # --- The node and its pods -------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import ssl
 import subprocess
 import time
@@ -20,14 +21,18 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from lab.processes import AT_ONCE, GRACEFUL, ProcessId, end, start_service, tail
+from lab.lab import REPOSITORY
+from lab.processes import AT_ONCE, ProcessId, end, start_service, tail
 from tests.certificates import Authority, an_authority
 
 START_DEADLINE_S = 120.0
 """A loaded machine takes half a minute for what a quiet one does in four seconds."""
 PORT = 6443
 ADMIN_TOKEN = "of-the-administrator"
+_PATIENT = ((signal.SIGTERM, 2.0), (signal.SIGKILL, 5.0))
+"""An API server would wait a minute for its watches to end by themselves."""
 _POLL_S = 0.05
+_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _VARIABLES = {"kube-apiserver": "TEST_ASSET_KUBE_APISERVER", "etcd": "TEST_ASSET_ETCD", "kubectl": "TEST_ASSET_KUBECTL"}
 
 
@@ -96,7 +101,7 @@ class ControlPlane:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        self.kill()
         if self._etcd is not None:
             end(self._etcd, signals=AT_ONCE)
             self._etcd = None
@@ -111,7 +116,7 @@ class ControlPlane:
     def stop(self) -> None:
         """End the API server; what etcd has stays."""
         if self._apiserver is not None:
-            end(self._apiserver, signals=GRACEFUL)
+            end(self._apiserver, signals=_PATIENT)
             self._apiserver = None
 
     def kill(self) -> None:
@@ -130,7 +135,7 @@ class ControlPlane:
             text=True,
             check=False,
             timeout=60,
-            env={"PATH": "", "HOME": "/none"},
+            env={"PATH": _PATH, "HOME": str(self.directory)},
         )
         assert not check or done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
         return done
@@ -179,7 +184,7 @@ class ControlPlane:
 
     def _start(self, name: str, arguments: Sequence[str], log: Path) -> ProcessId:
         argv = [*self.inside, str(program(name)), *arguments]
-        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(self.directory)}
+        environment = {"PATH": _PATH, "HOME": str(self.directory)}
         return start_service(argv, environment=environment, log=log)
 
     def _wait(self, process: ProcessId, url: str, log: Path) -> None:
@@ -215,13 +220,29 @@ class ControlPlane:
         self.kubeconfig.write_text(json.dumps(config))
 
 
-def kubeconfig(url: str, *, authority: Path, user: Mapping[str, str]) -> dict[str, Any]:
+def kubeconfig(url: str, *, authority: Path | None, user: Mapping[str, str]) -> dict[str, Any]:
     """A client configuration (clientcmd/api/v1 Config) with one context."""
+    trust = {} if authority is None else {"certificate-authority": str(authority)}
     return {
         "apiVersion": "v1",
         "kind": "Config",
         "current-context": "c",
         "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-        "clusters": [{"name": "c", "cluster": {"server": url, "certificate-authority": str(authority)}}],
+        "clusters": [{"name": "c", "cluster": {"server": url, **trust}}],
         "users": [{"name": "u", "user": dict(user)}],
     }
+
+
+def prepare(plane: ControlPlane) -> None:
+    """What a cluster has before an agent comes: the manifests but for the DaemonSet, and an account for pods.
+
+    May be done again. Raises: AssertionError when the API server refuses any of it.
+    """
+    deploy = REPOSITORY / "deploy"
+    for path in ("kustomize/base/serviceaccount.yaml", "kustomize/base/rbac.yaml", "crds/eniconfig.yaml"):
+        arguments = ["apply", "--server-side", "--validate=strict", "-f", str(deploy / path)]
+        plane.kubectl(*arguments, *(["-n", "kube-system"] if "serviceaccount" in path else []))
+    plane.kubectl("wait", "--for=condition=Established", "crd/eniconfigs.crd.k8s.amazonaws.com", "--timeout=30s")
+    for namespace in ("default", "kube-system"):  # the controller manager's work
+        account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
+        plane.kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(account))

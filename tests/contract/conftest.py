@@ -18,7 +18,7 @@ from tests import static_shim
 from tests.contract import kube_servers
 from tests.contract.kube_servers import KubeServer
 from tests.contract.shim_process import SHIM, testing
-from tests.control_plane import ControlPlane, missing
+from tests.control_plane import ControlPlane, missing, prepare
 
 _ONLY_FROM_SOURCE = {
     "test_it_finds_its_package_through_chains_of_links_and_in_a_fresh_copy",
@@ -52,7 +52,7 @@ def plugin_kind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """A real one, prepared as `kube_servers.prepare` says; skips where nobody says where its programs are."""
+    """A real one, prepared as `prepare` says; skips where nobody says where its programs are."""
     if lacking := missing():
         pytest.skip(lacking)
     number = os.getpid()  # up to 4,194,304 (proc(5), pid_max)
@@ -60,7 +60,7 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
     directory = tmp_path_factory.mktemp("control-plane")
     try:
         with ControlPlane(directory=directory, address=address) as plane:
-            kube_servers.prepare(plane)
+            prepare(plane)
             yield plane
     finally:
         shutil.rmtree(directory, ignore_errors=True)  # etcd's files are tens of MB

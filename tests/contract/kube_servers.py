@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -267,7 +266,7 @@ SERVICE_ACCOUNTS = Kind(prefix="/api/v1", plural="serviceaccounts", kind="Servic
 
 @asynccontextmanager
 async def real(plane: ControlPlane, directory: Path) -> AsyncIterator[Real]:
-    """A test's view of a control plane that `prepare` has prepared; everything the test made is gone afterwards."""
+    """A test's view of a control plane that has been prepared; everything the test made is gone afterwards."""
     relay = Relay(plane)
     await relay.open()
     trust = plane.trust()
@@ -282,21 +281,6 @@ async def real(plane: ControlPlane, directory: Path) -> AsyncIterator[Real]:
                 await _clean(made.admin)
     finally:
         await relay.close()
-
-
-def prepare(plane: ControlPlane) -> None:
-    """What a cluster has before an agent comes: the manifests but for the DaemonSet, and an account for pods.
-
-    May be done again. Raises: AssertionError when the API server refuses any of it.
-    """
-    deploy = kube_role.DEPLOY
-    for path in ("kustomize/base/serviceaccount.yaml", "kustomize/base/rbac.yaml", "crds/eniconfig.yaml"):
-        arguments = ["apply", "--server-side", "--validate=strict", "-f", str(deploy / path)]
-        plane.kubectl(*arguments, *(["-n", "kube-system"] if "serviceaccount" in path else []))
-    plane.kubectl("wait", "--for=condition=Established", "crd/eniconfigs.crd.k8s.amazonaws.com", "--timeout=30s")
-    for namespace in ("default", "kube-system"):  # the controller manager's work
-        account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
-        plane.kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(account))
 
 
 class Relay:

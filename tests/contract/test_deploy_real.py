@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.contract import kube_servers
 from tests.contract.kube_role import DEPLOY
-from tests.control_plane import ControlPlane
+from tests.control_plane import ControlPlane, prepare
 
 BASE = DEPLOY / "kustomize" / "base"
 OVERLAYS = DEPLOY / "kustomize" / "overlays"
@@ -30,7 +29,7 @@ OWN_NAMES = ("--set", f"fullnameOverride={RELEASE}", "--set", f"nameOverride={RE
 def plane(control_plane: ControlPlane) -> Iterator[ControlPlane]:
     """What a test has removed is there again for the next."""
     yield control_plane
-    kube_servers.prepare(control_plane)
+    prepare(control_plane)
 
 
 def helm(plane: ControlPlane, *arguments: str) -> str:

@@ -31,6 +31,8 @@ PORT = 6443
 ADMIN_TOKEN = "of-the-administrator"
 _PATIENT = ((signal.SIGTERM, 2.0), (signal.SIGKILL, 5.0))
 """An API server would wait a minute for its watches to end by themselves."""
+_DEPLOY = REPOSITORY / "deploy"
+_APPLY = ("apply", "--server-side", "--force-conflicts", "--validate=strict")
 _POLL_S = 0.05
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _VARIABLES = {"kube-apiserver": "TEST_ASSET_KUBE_APISERVER", "etcd": "TEST_ASSET_ETCD", "kubectl": "TEST_ASSET_KUBECTL"}
@@ -238,11 +240,19 @@ def prepare(plane: ControlPlane) -> None:
 
     May be done again. Raises: AssertionError when the API server refuses any of it.
     """
-    deploy = REPOSITORY / "deploy"
-    for path in ("kustomize/base/serviceaccount.yaml", "kustomize/base/rbac.yaml", "crds/eniconfig.yaml"):
-        arguments = ["apply", "--server-side", "--validate=strict", "-f", str(deploy / path)]
-        plane.kubectl(*arguments, *(["-n", "kube-system"] if "serviceaccount" in path else []))
-    plane.kubectl("wait", "--for=condition=Established", "crd/eniconfigs.crd.k8s.amazonaws.com", "--timeout=30s")
+    base = _DEPLOY / "kustomize" / "base"
+    plane.kubectl(*_APPLY, "-n", "kube-system", "-f", str(base / "serviceaccount.yaml"))
+    plane.kubectl(*_APPLY, "-f", str(base / "rbac.yaml"))
+    install_crd(plane)
     for namespace in ("default", "kube-system"):  # the controller manager's work
         account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
-        plane.kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(account))
+        plane.kubectl(*_APPLY, "-n", namespace, "-f", "-", stdin=json.dumps(account))
+
+
+def install_crd(plane: ControlPlane) -> None:
+    """May be done again. Returns when ENIConfigs are served."""
+    plane.kubectl(*_APPLY, "-f", str(_DEPLOY / "crds" / "eniconfig.yaml"))
+    plane.kubectl("wait", "--for=condition=Established", "crd/eniconfigs.crd.k8s.amazonaws.com", "--timeout=60s")
+    ends_s = time.monotonic() + START_DEADLINE_S
+    while plane.kubectl("get", "eniconfigs", check=False).returncode and time.monotonic() < ends_s:
+        time.sleep(_POLL_S)  # established is what the object says, a moment before its path is there

@@ -30,6 +30,8 @@ WATCH_GRACE_S = 30.0
 MAX_LINE_BYTES = 8 * 1024 * 1024
 """Of one watch event: etcd takes objects of up to 1.5 MiB, and JSON may double that."""
 MERGE_PATCH = "application/merge-patch+json"
+CUSTOM_GROUP = "crd.k8s.amazonaws.com"
+"""The one API group that somebody has to install."""
 
 
 class KubeApi:
@@ -224,7 +226,8 @@ def _failed(what: str, status: int, message: str, retry_after_s: float | None) -
                 retry_after_s=retry_after_s,
             )
         case 404:
-            return ClusterGone(Cause.KUBERNETES_GONE, text, evidence=evidence)
+            remedy = "install the CustomResourceDefinition: deploy/crds" if f"/{CUSTOM_GROUP}/" in what else ""
+            return ClusterGone(Cause.KUBERNETES_GONE, text, evidence=evidence, remedy=remedy)
         case 409:
             return ClusterConflict(Cause.KUBERNETES_CONFLICT, text, evidence=evidence)
         case 410:

@@ -39,8 +39,8 @@ class ApiServer:
     """One API server on 127.0.0.1. `start` and `stop` may alternate; the port and the objects stay the same.
 
     users: by token; without any, everybody may do everything. bookmark_s: seconds between bookmarks.
-    tls: may be replaced while it is stopped. requests: (verb, plural) of every request so far. queries: those of lists
-    and watches, in full.
+    tls: may be replaced while it is stopped. unserved: kinds whose CustomResourceDefinition is not there.
+    requests: (verb, plural) of every request so far. queries: those of lists and watches, in full.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class ApiServer:
         self.store = Store()
         self.faults = Faults()
         self.users = dict(users or {})
+        self.unserved: set[Kind] = set()
         self.requests: Counter[tuple[str, str]] = Counter()
         self.queries: list[tuple[str, str, dict[str, str]]] = []
         self._bookmark_s = bookmark_s
@@ -91,6 +92,8 @@ class ApiServer:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         try:
             target = _target(request.path)
+            if target.kind in self.unserved:
+                return web.Response(status=404, text="404 page not found\n")
             verb = _verb(request, target)
             self.requests[verb, target.kind.plural] += 1
             self.queries.append((verb, target.kind.plural, dict(request.query)))

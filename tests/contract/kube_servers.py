@@ -25,7 +25,7 @@ from sim.kube.store import ENI_CONFIGS, EVENTS, NODES, PODS, Json, Kind
 from sim.kube.users import Permission, User
 from tests.certificates import Authority, an_authority
 from tests.contract import kube_role
-from tests.control_plane import ADMIN_TOKEN, PORT, ControlPlane
+from tests.control_plane import ADMIN_TOKEN, PORT, ControlPlane, install_crd
 
 AGENT = "system:serviceaccount:kube-system:enoki"
 ROLE = kube_role.permissions(kube_role.base_role()) | kube_role.permissions(kube_role.annotating_rules())
@@ -112,6 +112,12 @@ class KubeServer(Protocol):
         """Let the agent do this and nothing else."""
         ...
 
+    async def remove_crd(self) -> None:
+        """ENIConfigs are no longer known, and those that were are gone."""
+        ...
+
+    async def install_crd(self) -> None: ...
+
     async def new_token(self) -> str:
         """Another token of the agent's service account. The ones before stay good until `revoke`."""
         ...
@@ -155,6 +161,15 @@ class Simulated:
         self._server.users = {
             token: user if user.may is None else User(name=AGENT, may=may) for token, user in self._server.users.items()
         }
+
+    async def remove_crd(self) -> None:
+        for one in self._server.store.objects(ENI_CONFIGS):
+            await self._server.store.delete(ENI_CONFIGS, "", one["metadata"]["name"])
+        self._server.unserved.add(ENI_CONFIGS)
+        self._server.cut_watches()
+
+    async def install_crd(self) -> None:
+        self._server.unserved.clear()
 
     async def new_token(self) -> str:
         self._token_count += 1
@@ -237,6 +252,12 @@ class Real:
             {"apiGroups": [group], "resources": [resource], "verbs": [verb]} for group, resource, verb in permissions
         ]
         await self.admin.patch(CLUSTER_ROLES, "enoki", {"rules": rules})
+
+    async def remove_crd(self) -> None:
+        await asyncio.to_thread(self._plane.kubectl, "delete", "crd", "eniconfigs.crd.k8s.amazonaws.com")
+
+    async def install_crd(self) -> None:
+        await asyncio.to_thread(install_crd, self._plane)
 
     async def new_token(self) -> str:
         """Bound to a secret, so that it can be revoked."""

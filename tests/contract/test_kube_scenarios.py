@@ -359,6 +359,25 @@ async def test_a_missing_eni_config_is_told_and_so_is_its_coming(kube: KubeServe
     ]
 
 
+async def test_a_definition_that_is_not_installed_is_named_and_waited_for(kube: KubeServer) -> None:
+    await kube.admin.create(NODES, a_node(NODE))
+    await kube.remove_crd()
+    try:
+        async with cluster(kube, CUSTOM) as made:
+            await until(lambda: (one := made.view().failure) is not None and one.cause is Cause.KUBERNETES_GONE)
+            failure = made.view().failure
+            assert failure is not None
+            assert "deploy/crds" in failure.remedy
+            assert isinstance(made.site(), AgentError)
+            assert made.max_pods == 110  # the rest is known all the same
+            await kube.install_crd()
+            await kube.admin.create(ENI_CONFIGS, an_eni_config("default", "subnet-1"))
+            await until(lambda: isinstance(made.site(), Site))
+            await until(lambda: made.view().failure is None)
+    finally:
+        await kube.install_crd()
+
+
 async def test_the_schema_refuses_an_eni_config_without_a_subnet(kube: KubeServer) -> None:
     with pytest.raises(RequestFailed, match=r"spec\.subnet"):
         await kube.admin.create(ENI_CONFIGS, {**an_eni_config("default", "x"), "spec": {"securityGroups": ["sg-1"]}})

@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 NODES ?= 2
 IMAGE_CACHE ?= /var/cache/enoki
-.PHONY: help setup demo test test-image test-browser check format lab lab-down openapi ec2-model bench bench-pool bench-datapath \
+.PHONY: help setup demo test test-image test-browser test-apiserver check format lab lab-down openapi ec2-model bench bench-pool bench-datapath \
 	bench-release bench-agent lock
 
 help: ## print this help
@@ -28,6 +28,11 @@ test-browser: setup ## install Chromium (a Debian package, about 100 MB) and run
 	@command -v chromium >/dev/null || { echo "enoki: installing Debian packages: chromium fonts-dejavu-core"; apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
 	@$(PYTHON) -m pytest tests/browser
+
+test-apiserver: setup ## the tests of the Kubernetes side, against the real API server in KUBEBUILDER_ASSETS too
+	@$(PYTHON) -c 'import sys; from tests.control_plane import missing; sys.exit(missing() or 0)'
+	@$(PYTHON) -m pytest tests/contract/test_kube_*.py tests/contract/test_deploy_real.py tests/unit/test_deploy_manifests.py \
+		tests/system/test_kubernetes.py
 
 check: setup ## format, lint, types, import contracts, openapi drift
 	@.venv/bin/ruff format --check .

@@ -109,6 +109,16 @@ def start_announcing(argv: Sequence[str], *, log: Path, timeout_s: float) -> tup
     return ProcessId.of(child.pid), announced
 
 
+def start_service(argv: Sequence[str], *, environment: Mapping[str, str], log: Path) -> ProcessId:
+    """Start a program that tells nobody when it is ready; both of its outputs go to `log`."""
+    with log.open("ab") as sink:
+        child = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True, env=dict(environment)
+        )
+    _children[child.pid] = child
+    return ProcessId.of(child.pid)
+
+
 class ReadySocket:
     """The receiving end of sd_notify(3): a service sends READY=1 to the datagram socket named in NOTIFY_SOCKET."""
 

@@ -30,6 +30,8 @@ WATCH_GRACE_S = 30.0
 MAX_LINE_BYTES = 8 * 1024 * 1024
 """Of one watch event: etcd takes objects of up to 1.5 MiB, and JSON may double that."""
 MERGE_PATCH = "application/merge-patch+json"
+CUSTOM_GROUP = "crd.k8s.amazonaws.com"
+"""The one API group that somebody has to install."""
 
 
 class KubeApi:
@@ -82,9 +84,17 @@ class KubeApi:
         return await self._whole("PATCH", path, body=document, content_type=MERGE_PATCH)
 
     async def watch(
-        self, path: str, query: Mapping[str, str], *, open_s: int, take: Callable[[dict[str, Any]], None]
+        self,
+        path: str,
+        query: Mapping[str, str],
+        *,
+        open_s: int,
+        take: Callable[[dict[str, Any]], None],
+        opened: Callable[[], None] = lambda: None,
     ) -> None:
         """Hand every event of a watch to `take`, until the server ends it, which it is asked to do after `open_s`.
+
+        opened: called once the server has agreed, perhaps long before the first event.
 
         Raises: ClusterFailed and its subclasses; an event that carries an error is one. Whatever `take` raises.
         """
@@ -93,6 +103,7 @@ class KubeApi:
             async with asyncio.timeout(self._request_s) as deadline, self._send("GET", path, query=asked) as answer:
                 _notice_silence(answer)
                 deadline.reschedule(asyncio.get_running_loop().time() + open_s + WATCH_GRACE_S)
+                opened()
                 async for event in self._events(path, answer):
                     take(event)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -187,8 +198,19 @@ def failure(method: str, path: str, status: int, body: bytes, retry_after: str) 
         said = json.loads(body)
         message = str(said.get("message", ""))
     except (ValueError, AttributeError):
-        message = body[:200].decode(errors="replace")
+        said, message = {}, body[:200].decode(errors="replace").strip()
+    if status == 422 and _is_another_object(said):
+        status = 409
     return _failed(f"{method} {path}", status, message, _retry_after_s(retry_after))
+
+
+def _is_another_object(said: Mapping[str, Any]) -> bool:
+    """Whether a patch named the uid of an object of which only the name is left: `metadata.uid` is immutable, and
+    that is a precondition's only answer (client-go's controller references rely on the same)."""
+    try:
+        return any(one["field"] == "metadata.uid" for one in said["details"]["causes"])
+    except (KeyError, TypeError):
+        return False
 
 
 def _failed(what: str, status: int, message: str, retry_after_s: float | None) -> ClusterFailed:
@@ -204,7 +226,8 @@ def _failed(what: str, status: int, message: str, retry_after_s: float | None) -
                 retry_after_s=retry_after_s,
             )
         case 404:
-            return ClusterGone(Cause.KUBERNETES_GONE, text, evidence=evidence)
+            remedy = "install the CustomResourceDefinition: deploy/crds" if f"/{CUSTOM_GROUP}/" in what else ""
+            return ClusterGone(Cause.KUBERNETES_GONE, text, evidence=evidence, remedy=remedy)
         case 409:
             return ClusterConflict(Cause.KUBERNETES_CONFLICT, text, evidence=evidence)
         case 410:
@@ -249,7 +272,13 @@ def nonsense(path: str, what: str) -> ClusterFailed:
 
 
 def _unanswered(what: str, path: str, error: Exception, server: str) -> ClusterFailed:
-    detail = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+    match error:
+        case TimeoutError():
+            detail = "no answer in time"
+        case aiohttp.ClientPayloadError():
+            detail = "the connection ended in the middle of the answer"
+        case _:
+            detail = str(error) or type(error).__name__
     evidence: Evidence = {"server": server, "request": f"{what} {path}"}
     remedy = "check that this node reaches the API server; the agent goes on with what it knows"
     if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)):

@@ -15,7 +15,8 @@ from agent.ports import PodFacts
 Json = Mapping[str, Any]
 
 UNSCHEDULABLE_TAINT = "node.kubernetes.io/unschedulable"
-"""What `kubectl cordon` and `kubectl drain` put on a node, with effect NoSchedule."""
+"""With effect NoSchedule: what the node lifecycle controller adds when `kubectl cordon` or `kubectl drain` has set
+`spec.unschedulable`. Either is enough: the controller may be late, or away."""
 _ANNOTATION_DOMAIN = "amazonaws.com/"
 
 
@@ -98,9 +99,8 @@ def node(document: Json) -> NodeFacts:
         labels=dict(metadata.get("labels") or {}),
         annotations=dict(metadata.get("annotations") or {}),
         max_pods=None if capacity is None else int(capacity),
-        unschedulable=any(
-            one.get("key") == UNSCHEDULABLE_TAINT and one.get("effect") == "NoSchedule" for one in taints
-        ),
+        unschedulable=bool(spec.get("unschedulable"))
+        or any(one.get("key") == UNSCHEDULABLE_TAINT and one.get("effect") == "NoSchedule" for one in taints),
     )
 
 

@@ -150,7 +150,21 @@ class Reflector(Generic[T]):
         began_s, seen_before = loop.time(), self._events_seen
         low_s, high_s = WATCH_S
         query = {**self._query, "resourceVersion": self._newest}
-        await api.watch(self._path, query, open_s=round(low_s + self._draw() * (high_s - low_s)), take=self._take)
+        open_s = round(low_s + self._draw() * (high_s - low_s))
+        # A good watch may be silent for minutes; one that is open for so long is no refusal in another form (410 comes
+        # as an event).
+        proofs: list[asyncio.TimerHandle] = []
+        try:
+            await api.watch(
+                self._path,
+                query,
+                open_s=open_s,
+                take=self._take,
+                opened=lambda: proofs.append(loop.call_later(SHORTEST_WATCH_S, self._succeeded)),
+            )
+        finally:
+            for proof in proofs:
+                proof.cancel()
         if self._events_seen == seen_before and loop.time() - began_s < SHORTEST_WATCH_S:
             raise ClusterFailed(
                 Cause.KUBERNETES_UNAVAILABLE, f"the watch of {self.name} ended at once", evidence={"path": self._path}

@@ -41,7 +41,7 @@ def site(node: NodeFacts | None, configs: Mapping[str, EniConfig] | None, policy
             f"custom networking is on, and the API server has not shown {what} yet",
             evidence={"node": policy.node_name},
             remedy="let the agent reach the API server; RBAC: list and watch of nodes and of"
-            " eniconfigs.crd.k8s.amazonaws.com",
+            " eniconfigs.crd.k8s.amazonaws.com, whose CustomResourceDefinition is in deploy/crds",
         )
     name = eni_config_name(node, policy)
     config = configs.get(name)

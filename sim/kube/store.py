@@ -18,11 +18,14 @@ Json = dict[str, Any]
 
 
 class Refused(Exception):
-    """A `Status` failure. reason: as metav1.StatusReason spells it."""
+    """A `Status` failure. reason: as metav1.StatusReason spells it. field: which one of the object is to blame."""
 
-    def __init__(self, code: int, reason: str, message: str, *, retry_after_s: int | None = None) -> None:
+    def __init__(
+        self, code: int, reason: str, message: str, *, retry_after_s: int | None = None, field: str = ""
+    ) -> None:
         super().__init__(message)
         self.code, self.reason, self.message, self.retry_after_s = code, reason, message, retry_after_s
+        self.field = field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,15 @@ class Kind:
     @property
     def api_version(self) -> str:
         return self.prefix.removeprefix("/apis/").removeprefix("/api/")
+
+    @property
+    def group(self) -> str:
+        return self.api_version.rpartition("/")[0]
+
+    @property
+    def qualified(self) -> str:
+        """As messages name the resource: `pods`, `eniconfigs.crd.k8s.amazonaws.com`."""
+        return f"{self.plural}.{self.group}" if self.group else self.plural
 
 
 PODS = Kind(prefix="/api/v1", plural="pods", kind="Pod", namespaced=True)
@@ -79,7 +91,7 @@ class Store:
         try:
             return copy.deepcopy(self._objects[kind][namespace, name])
         except KeyError:
-            raise Refused(404, "NotFound", f'{kind.plural} "{name}" not found') from None
+            raise Refused(404, "NotFound", f'{kind.qualified} "{name}" not found') from None
 
     async def create(self, kind: Kind, namespace: str, document: Json) -> Json:
         """Raises: Refused(409 AlreadyExists)."""
@@ -87,7 +99,7 @@ class Store:
         metadata = made.setdefault("metadata", {})
         name = metadata["name"]
         if (namespace, name) in self._objects[kind]:
-            raise Refused(409, "AlreadyExists", f'{kind.plural} "{name}" already exists')
+            raise Refused(409, "AlreadyExists", f'{kind.qualified} "{name}" already exists')
         made["apiVersion"], made["kind"] = kind.api_version, kind.kind
         if kind.namespaced:
             metadata["namespace"] = namespace
@@ -98,13 +110,24 @@ class Store:
     async def patch(self, kind: Kind, namespace: str, name: str, patch: Mapping[str, Any]) -> Json:
         """JSON merge patch; `metadata.uid` and `metadata.resourceVersion` in it are preconditions.
 
-        Raises: Refused(404, 409 Conflict).
+        Raises: Refused(404; 409 Conflict: of another version; 422 Invalid: of another uid, which never changes).
         """
         before = self.get(kind, namespace, name)
-        for field in ("uid", "resourceVersion"):
-            wanted = (patch.get("metadata") or {}).get(field)
-            if wanted is not None and wanted != before["metadata"][field]:
-                raise Refused(409, "Conflict", f"Precondition failed: {field} in precondition: {wanted}")
+        metadata = patch.get("metadata") or {}
+        if metadata.get("resourceVersion") not in {None, before["metadata"]["resourceVersion"]}:
+            raise Refused(
+                409,
+                "Conflict",
+                f'Operation cannot be fulfilled on {kind.qualified} "{name}": the object has been modified; please'
+                " apply your changes to the latest version and try again",
+            )
+        if (uid := metadata.get("uid")) not in {None, before["metadata"]["uid"]}:
+            raise Refused(
+                422,
+                "Invalid",
+                f'{kind.kind} "{name}" is invalid: metadata.uid: Invalid value: "{uid}": field is immutable',
+                field="metadata.uid",
+            )
         return await self._write(kind, (namespace, name), merge(before, patch))
 
     async def delete(self, kind: Kind, namespace: str, name: str) -> Json:

@@ -1,14 +1,24 @@
-"""Every test of the plugin runs twice: with the executable of a checkout, and with the static one that hosts get."""
+"""Two of a kind, held to one contract.
+
+Every test of the plugin runs twice: with the executable of a checkout, and with the static one that hosts get. So does
+every test that asks for `kube`: with the simulated API server, and with a real one where there is one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
 from tests import static_shim
+from tests.contract import kube_servers
+from tests.contract.kube_servers import KubeServer
 from tests.contract.shim_process import SHIM, testing
+from tests.control_plane import ControlPlane, missing, prepare
 
 _ONLY_FROM_SOURCE = {
     "test_it_finds_its_package_through_chains_of_links_and_in_a_fresh_copy",
@@ -38,3 +48,30 @@ def plugin_kind(request: pytest.FixtureRequest) -> Iterator[None]:
     program = SHIM if request.param == "source" else request.getfixturevalue("static_plugin")
     with testing(program):
         yield
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A real one, prepared as `prepare` says; skips where nobody says where its programs are."""
+    if lacking := missing():
+        pytest.skip(lacking)
+    number = os.getpid()  # up to 4,194,304 (proc(5), pid_max)
+    address = IPv4Address((127 << 24) + (1 << 23) + number)
+    directory = tmp_path_factory.mktemp("control-plane")
+    try:
+        with ControlPlane(directory=directory, address=address) as plane:
+            prepare(plane)
+            yield plane
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)  # etcd's files are tens of MB
+
+
+@pytest.fixture(params=["simulated", "real"])
+async def kube(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[KubeServer]:
+    """Each of the two API servers, with the service account that the manifests make and nothing else."""
+    if request.param == "simulated":
+        async with kube_servers.simulated(tmp_path) as server:
+            yield server
+    else:
+        async with kube_servers.real(request.getfixturevalue("control_plane"), tmp_path) as server:
+            yield server

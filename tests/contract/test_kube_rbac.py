@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -13,39 +11,13 @@ from agent.kube.policy import KubePolicy
 from agent.ports import Notice, NoticeKind
 from sim.kube.server import ApiServer, a_node, a_pod
 from sim.kube.store import ENI_CONFIGS, KINDS, NODES, PODS
+from sim.kube.users import Permission
 from tests.contract.kube_access import access_to
+from tests.contract.kube_role import DEPLOY, annotating_rules, base_role, permissions
 from tests.contract.test_kube_cluster import an_attachment, an_eni_config, until
 
-DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
-BASE = DEPLOY / "kustomize" / "base" / "rbac.yaml"
-ANNOTATING = DEPLOY / "kustomize" / "overlays" / "annotate-pod-ip" / "kustomization.yaml"
 CHART = DEPLOY / "chart" / "templates" / "rbac.yaml"
 HOUR_S = 3600.0
-
-Permission = tuple[str, str, str]
-"""API group, resource, verb."""
-
-
-def permissions(rules: list[dict[str, Any]]) -> set[Permission]:
-    return {
-        (group, resource, verb)
-        for rule in rules
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
-    }
-
-
-def base_role() -> list[dict[str, Any]]:
-    (role,) = (one for one in yaml.safe_load_all(BASE.read_text()) if one["kind"] == "ClusterRole")
-    rules: list[dict[str, Any]] = role["rules"]
-    return rules
-
-
-def annotating_rules() -> list[dict[str, Any]]:
-    patches = yaml.safe_load(ANNOTATING.read_text())["patches"]
-    (patch,) = (yaml.safe_load(one["patch"]) for one in patches if one["target"]["kind"] == "ClusterRole")
-    return [operation["value"] for operation in patch]
 
 
 async def asked_for(policy: KubePolicy) -> set[Permission]:

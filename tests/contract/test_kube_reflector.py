@@ -20,7 +20,9 @@ from agent.kube.reflector import Reflector
 from sim.kube.faults import Fault, Rule
 from sim.kube.server import ApiServer, a_pod
 from sim.kube.store import PODS, Store
-from tests.contract.kube_access import access_to, an_authority
+from sim.kube.users import User
+from tests.certificates import an_authority
+from tests.contract.kube_access import access_to
 
 DEADLINE_S = 10.0
 NODE = "node-1"
@@ -43,9 +45,12 @@ async def client(server: ApiServer, *, request_s: float = 2.0) -> AsyncIterator[
 class Watcher:
     """A reflector of the node's pods, and a way to wait for what it shows."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, deadline_s: float = DEADLINE_S) -> None:
+        self._deadline_s = deadline_s
         self._changed = asyncio.Event()
         self.change_count = 0
+        self.causes: list[Cause] = []
+        """Of its failures, one after another."""
         self.pods = Reflector[Pod](
             "pods",
             path="/api/v1/pods",
@@ -57,10 +62,13 @@ class Watcher:
 
     def _note(self) -> None:
         self.change_count += 1
+        failure = self.pods.failure
+        if failure is not None and failure.cause not in self.causes[-1:]:
+            self.causes.append(failure.cause)
         self._changed.set()
 
     async def until(self, is_so: Callable[[], bool]) -> None:
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(self._deadline_s):
             while not is_so():
                 self._changed.clear()
                 await self._changed.wait()
@@ -121,7 +129,8 @@ async def test_a_bookmark_saves_a_list(server: ApiServer) -> None:
         await bind(server, "elsewhere", node="node-2")
         async with asyncio.timeout(DEADLINE_S):
             while seen.pods._newest != str(server.store.version):
-                await asyncio.sleep(0.01)
+                await server.store.patch(PODS, "default", "elsewhere", {"metadata": {"labels": {"a": "b"}}})
+                await asyncio.sleep(0.1)  # two bookmarks long
         server.store.compact()
         server.cut_watches()
         await bind(server, "mine")
@@ -270,20 +279,20 @@ async def test_the_token_is_read_again_when_it_is_replaced(server: ApiServer, tm
     file, now_s = tmp_path / "token", [0.0]
     file.write_text("old")
     (tmp_path / "ca.crt").write_bytes(an_authority("kubernetes").pem)
-    server.token = "old"
+    server.users = {"old": User()}
     policy = KubePolicy(node_name=NODE, service_host="127.0.0.1", service_port="443", endpoint=server.url)
     access = find(policy, service_account=tmp_path, clock=lambda: now_s[0])
     assert access is not None
     async with KubeApi(access, user_agent="test") as api:
         await api.get("/api/v1/pods")
         file.write_text("new")
-        server.token = "new"
+        server.users = {"new": User()}
         with pytest.raises(ClusterFailed) as refused:
             await api.get("/api/v1/pods")
         assert refused.value.cause is Cause.KUBERNETES_DENIED
         await api.get("/api/v1/pods")  # a 401 has it read at once
         file.write_text("newer")
-        server.token = "newer"
+        server.users = {"newer": User()}
         now_s[0] = 61.0
         await api.get("/api/v1/pods")
         file.write_text("a\nb")  # nothing that fits into a header

@@ -17,7 +17,8 @@ from agent.kube import access
 from agent.kube.api import KubeApi
 from agent.kube.policy import KubePolicy
 from sim.kube.server import ApiServer
-from tests.contract.kube_access import Authority, access_by_kubeconfig, an_authority
+from tests.certificates import Authority, an_authority
+from tests.contract.kube_access import access_by_kubeconfig
 
 
 @asynccontextmanager

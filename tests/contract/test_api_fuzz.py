@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from api.operator_schemas import HistoryView
+from api.event_schemas import HistoryView
 from api.problems import Problem
 from api.schemas import Address
 from tests.contract.fuzz import attack, operations

@@ -4,8 +4,8 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 NODES ?= 2
 IMAGE_CACHE ?= /var/cache/enoki
-.PHONY: help setup demo test test-image test-browser test-apiserver check format lab lab-down openapi ec2-model bench bench-pool bench-datapath \
-	bench-release bench-agent lock
+.PHONY: help setup demo test test-image test-browser test-apiserver browser check format lab lab-down openapi ec2-model bench bench-pool \
+	bench-datapath bench-release bench-agent lock
 
 help: ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,10 +24,12 @@ test-image: setup ## build the image (minutes the first time, 2 GB in /var/cache
 	@ENOKI_CACHE=$(IMAGE_CACHE) scripts/image.sh $(IMAGE_CACHE)/agent.tar || [ $$? = 69 ]
 	@ENOKI_IMAGE_ARCHIVE=$(IMAGE_CACHE)/agent.tar $(PYTHON) -m pytest tests/image --timeout 600
 
-test-browser: setup ## install Chromium (a Debian package, about 100 MB) and run the tests of what it shows
+test-browser: browser ## install Chromium, and run the tests of what it shows alone
+	@$(PYTHON) -m pytest tests/browser
+
+browser: setup ## install Chromium (a Debian package, about 100 MB): with it, `make test` runs the tests of what it shows too
 	@command -v chromium >/dev/null || { echo "enoki: installing Debian packages: chromium fonts-dejavu-core"; apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
-	@$(PYTHON) -m pytest tests/browser
 
 test-apiserver: setup ## the tests of the Kubernetes side, against the real API server in KUBEBUILDER_ASSETS too
 	@$(PYTHON) -c 'import sys; from tests.control_plane import missing; sys.exit(missing() or 0)'

@@ -16,7 +16,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.operator_routes import METRICS_TYPE
+from api.node_routes import METRICS_TYPE
 from api.schemas import AllocationView, EniView
 from api.service import NodeService
 

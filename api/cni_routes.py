@@ -42,11 +42,11 @@ def cni_router(service: NodeService) -> APIRouter:
             methods=["POST"],
             name=f"cni_{verb.lower()}",
             summary=cni_documents.SUMMARIES[verb],
-            description=cni_documents.DESCRIPTION,
+            description=cni_documents.description(verb),
             response_class=Response,
             status_code=200 if verb is Verb.ADD else 204,
             responses=cni_documents.responses(verb),
-            openapi_extra=cni_documents.request_body(),
+            openapi_extra=cni_documents.request_body(verb),
         )
     return router
 

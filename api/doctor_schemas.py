@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from api.schemas import View, shown
-
-Scalar = str | int | float
+from api.schemas import Scalar, View, shown
 
 
 class VerdictName(StrEnum):
@@ -27,6 +25,7 @@ class CheckView(View):
     title: str
     """What is so when the check is ok."""
     verdict: VerdictName
+    """What it found."""
     message: str
     """What was found, in one sentence."""
     fix: str
@@ -57,3 +56,4 @@ class DoctorView(View):
     verdict: VerdictName
     """The worst of all checks that could be made."""
     checks: list[CheckView]
+    """All of them, also those that are ok."""

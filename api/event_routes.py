@@ -9,10 +9,10 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import StreamingResponse
 
-from api.operator_schemas import EventView
+from api.event_schemas import EventView
 from api.operators import EventBatch, Operators
+from api.problem_responses import ANY_OTHER, problem_response
 from api.problems import Problem
-from api.view_routes import problem_response
 
 EVENT_STREAM = "text/event-stream"
 MAX_STREAM_COUNT = 16
@@ -33,7 +33,7 @@ data: {"id":1795599000000042,"at":"2026-11-24T09:30:00.125Z","kind":"address","r
 
 def event_router(service: Operators, *, keep_alive_s: float = KEEP_ALIVE_S) -> APIRouter:
     """The route, bound to `service`."""
-    router = APIRouter(tags=["events"], responses={"default": problem_response("Any other problem (RFC 9457).")})
+    router = APIRouter(tags=["events"], responses=ANY_OTHER)
     streams = _Streams(service, keep_alive_s)
 
     @router.get(

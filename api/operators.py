@@ -8,17 +8,10 @@ from typing import Protocol
 
 from api.adoption_schemas import AdoptionView
 from api.doctor_schemas import DoctorView
-from api.operator_schemas import (
-    BudgetView,
-    ConfigView,
-    EventView,
-    ExplainView,
-    HistoryView,
-    LogLevel,
-    LogView,
-    PlanView,
-    TraceView,
-)
+from api.event_schemas import EventView, HistoryView
+from api.explain_schemas import ExplainView, TraceView
+from api.log_schemas import LogLevel, LogView
+from api.node_schemas import BudgetView, ConfigView, PlanView
 from api.schemas import Address
 
 

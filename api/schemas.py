@@ -13,6 +13,7 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
+Scalar = str | int | float
 
 
 def shown(example: dict[str, Any]) -> ConfigDict:
@@ -45,14 +46,19 @@ class AddressCounts(View):
     """Addresses by state. Only `free_count` can be handed out now."""
 
     free_count: Count = 0
+    """Can be given to a pod now."""
     held_count: Count = 0
+    """A pod has it."""
     cooling_count: Count = 0
+    """A pod had it a moment ago; it rests until nobody on the network takes it for that pod any more."""
     retiring_count: Count = 0
+    """On its way back to EC2."""
     quarantined_count: Count = 0
+    """A pod has it and EC2 does not list it on this node: neither given to others nor back."""
 
 
 class AddressStateName(StrEnum):
-    """Where an address is in its life."""
+    """Where an address is in its life; see AddressCounts for what each state means."""
 
     FREE = "free"
     HELD = "held"
@@ -65,14 +71,18 @@ class AddressView(View):
     """One address of the pool."""
 
     address: Address
+    """An address for pods, as EC2 granted it to the ENI."""
     state: AddressStateName
+    """Where it is in its life."""
 
 
 class PoolEniView(View):
     """One ENI's share of the pool."""
 
     eni_id: str
+    """EC2's id of the network interface."""
     counts: AddressCounts
+    """Its addresses by state."""
     addresses: list[AddressView]
     """In the order of the addresses."""
 
@@ -104,6 +114,7 @@ class PoolView(View):
     waiter_count: Count
     """ADD requests that wait for an address now."""
     enis: list[PoolEniView]
+    """Share of each ENI whose addresses pods may have."""
     reason: str = ""
     """Why the pool's last turn did what it did."""
     conditions: list[ConditionView] = []
@@ -131,13 +142,17 @@ class EniView(View):
     )
 
     eni_id: str
+    """EC2's id of the network interface."""
     mac: str
+    """Its MAC address: by it the ENI's link is found on the node."""
     card: Count
     """Network card index."""
     device: Count
     """Device index on the card; card 0, device 0 is the primary ENI."""
     subnet_id: str
+    """EC2's id of its subnet."""
     subnet_cidr: IPv4Network
+    """The subnet's range."""
     primary_address: IPv4Address
     """The ENI's own address; never given to a pod."""
     table_id: int | None
@@ -153,6 +168,7 @@ class EniView(View):
     blocks: list[Network]
     """What EC2 granted: single addresses and prefixes."""
     counts: AddressCounts
+    """The addresses in them by state."""
 
 
 class AllocationView(View):
@@ -172,8 +188,11 @@ class AllocationView(View):
     )
 
     addresses: list[Address]
+    """What the pod's interface has."""
     eni_id: str
+    """The ENI they belong to; empty when EC2 does not list it."""
     container_id: str
+    """The runtime's id of the pod's sandbox."""
     ifname: str
     """Interface name inside the container."""
     namespace: str
@@ -192,7 +211,9 @@ class LoopView(View):
     """One of the agent's loops."""
 
     name: str
+    """What it looks after, for example `pool` or `drift`."""
     healthy: bool
+    """Its last turn was good. One that was not is tried again by itself."""
     seconds_since_good_turn_s: Seconds
     """Seconds since the loop last finished a turn without an error."""
     reason: str = ""
@@ -210,7 +231,9 @@ class HealthView(View):
     )
 
     healthy: bool
+    """False only when a restart would help."""
     loops: list[LoopView]
+    """Every loop of the agent."""
 
 
 class StageState(StrEnum):
@@ -226,7 +249,9 @@ class StageView(View):
     """One stage of the start."""
 
     name: str
+    """What is found out or made in it, for example `identity`, `kernel` or `addresses`."""
     state: StageState
+    """How far it is."""
     since: datetime | None = None
     """When the stage entered this state (with a time zone); null while pending."""
     reason: str = ""
@@ -254,16 +279,31 @@ class StartupView(View):
     ready: bool
     """True once ADD can be served."""
     stages: list[StageView]
+    """In the order in which they run."""
 
 
 class ProblemView(BaseModel):
     """Problem details (RFC 9457); further members, such as `cause` or `remedy`, depend on the problem."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="allow",
+        use_attribute_docstrings=True,
+        json_schema_extra={
+            "example": {
+                "type": "about:blank",
+                "title": "Unknown pod",
+                "status": 404,
+                "detail": "default/web-7 is not attached on this node",
+            }
+        },
+    )
 
     type: str = "about:blank"
+    """Always `about:blank`: `title` says it."""
     title: str
     """The kind of problem; the same words each time."""
     status: int
+    """The HTTP status again."""
     detail: str | None = None
     """What happened this time."""

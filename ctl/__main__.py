@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 
 from ctl import commands
@@ -19,7 +20,7 @@ from ctl.completion import script, words_of
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as a shell counts."""
 
-_EXITS = "exit codes: 0 well, 1 not well, 2 usage, 3 no agent, 4 unknown or not allowed"
+_EXITS = "exit codes: 0 well, 1 not well, 2 usage, 3 no agent, 4 unknown or not allowed, 130 interrupted"
 
 
 def parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -45,7 +46,9 @@ def parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
     add("pool", "every address and its state")
     add("plan", "what the pool would do now, and why")
     explain = add("explain", "why a pod, or the node, is as it is")
-    explain.add_argument("subject", metavar="NAMESPACE/POD|node")
+    explain.add_argument(
+        "subject", type=commands.pod_or_node, metavar="NAMESPACE/POD|node", help="without a namespace: default"
+    )
     doctor = add("doctor", "read-only checks of the node, EC2, IMDS and Kubernetes, each with what to do")
     doctor.add_argument("--unwell", action="store_true", help="only what is not ok")
     add("adopt", "what taking this node over from aws-node would do, and how to do it")
@@ -60,13 +63,13 @@ def parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
     config = add("config", "the settings in force and where they come from")
     config.add_argument("--changed", action="store_true", help="only what is not the default")
     trace = add("trace", "where a packet of a pod to an address goes")
-    trace.add_argument("pod", metavar="NAMESPACE/POD")
-    trace.add_argument("to", metavar="ADDRESS")
+    trace.add_argument("pod", type=commands.pod_name, metavar="NAMESPACE/POD", help="without a namespace: default")
+    trace.add_argument("to", metavar="ADDRESS", help="of a pod, a node or anything else; no name")
     history = add("history", "who held an address, and when")
-    history.add_argument("address", metavar="ADDRESS")
+    history.add_argument("address", metavar="ADDRESS", help="of a pod")
     logs = add("logs", "the agent's latest log lines; of one pod with --pod")
-    logs.add_argument("--pod", metavar="NAMESPACE/POD")
-    logs.add_argument("--request-id", metavar="ID")
+    logs.add_argument("--pod", type=commands.pod_name, metavar="NAMESPACE/POD", help="one pod's story")
+    logs.add_argument("--request-id", metavar="ID", help="one CNI call's story; enokictl events and errors show ids")
     logs.add_argument("-n", "--lines", type=int, default=200, help="the most lines (default: 200)")
     level = add("log-level", "show, or change until the agent stops, what is logged")
     level.add_argument("level", nargs="?", choices=["debug", "info", "warning", "error"])
@@ -114,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
         return commands.EXIT_UNREACHABLE
     except Refused as exc:
         sys.stderr.write(f"enokictl: {exc}\n")
-        return commands.EXIT_REFUSED
+        return commands.EXIT_USAGE if exc.status == HTTPStatus.UNPROCESSABLE_ENTITY else commands.EXIT_REFUSED
     except BrokenPipeError:
         # The reader (`head`) has seen enough. Nothing more may be written, not even at the interpreter's end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -110,7 +110,8 @@ class Client:
         hint = "is the agent running on this node?"
         if isinstance(exc, PermissionError):
             hint = "only root may open it; a readers' socket can be set with ENOKI_READERS_SOCKET"
-        elif not Path(self.socket_path).exists():
+            return Unreachable(f"may not ask the agent at {self.socket_path}: {words}; {hint}")
+        if not Path(self.socket_path).exists():
             hint = "is the agent running on this node? ENOKI_SOCKET or --socket say where its socket is"
         return Unreachable(f"no agent at {self.socket_path}: {words}; {hint}")
 

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ctl.client import Client, Refused
+from ctl.client import Client
 from ctl.output import as_json, as_yaml
 
 EXIT_OK = 0
 EXIT_UNWELL = 1
 """The answer says that something is not as it should be."""
 EXIT_USAGE = 2
+"""Also when the agent says that a parameter is malformed (422)."""
 EXIT_UNREACHABLE = 3
 EXIT_REFUSED = 4
 """The agent does not know what was asked for, or does not allow it."""
@@ -47,11 +48,13 @@ def give(answer: Answer, output: str) -> int:
 
 
 def _print(*parts: Any) -> None:
-    from ctl.tables import console  # noqa: PLC0415 - programs that read JSON do not wait for it
+    from rich.tree import Tree  # noqa: PLC0415 - programs that read JSON do not wait for it
+
+    from ctl.tables import console  # noqa: PLC0415
 
     out = console()
     for part in parts:
-        out.print(part)
+        out.print(part, soft_wrap=not isinstance(part, Tree))
 
 
 def status(client: Client, _: argparse.Namespace) -> Answer:
@@ -175,10 +178,8 @@ def plan(client: Client, _: argparse.Namespace) -> Answer:
 
 
 def explain(client: Client, arguments: argparse.Namespace) -> Answer:
-    if arguments.subject == "node":
-        value = client.get("v1", "explain", "node")
-    else:
-        value = client.get("v1", "explain", "pods", *pod_name(arguments.subject))
+    subject = ("node",) if arguments.subject == "node" else ("pods", *arguments.subject)
+    value = client.get("v1", "explain", *subject)
 
     def show() -> None:
         from ctl.tables import step_tree  # noqa: PLC0415
@@ -196,10 +197,9 @@ def doctor(client: Client, arguments: argparse.Namespace) -> Answer:
         value = {**value, "checks": [one for one in value["checks"] if one["verdict"] in {"failing", "warning"}]}
 
     def show() -> None:
-        from ctl.tables import table  # noqa: PLC0415
+        from ctl.tables import findings  # noqa: PLC0415
 
-        rows = [(one["verdict"], one["name"], one["message"], one["fix"]) for one in value["checks"]]
-        _print(table(["VERDICT", "CHECK", "FOUND", "FIX"], rows))
+        _print(findings(value["checks"]) if value["checks"] else "every check that could be made is ok")
 
     return Answer(value=value, show=show, code=EXIT_OK if value["verdict"] in {"ok", "skipped"} else EXIT_UNWELL)
 
@@ -275,7 +275,7 @@ def config(client: Client, arguments: argparse.Namespace) -> Answer:
 
 
 def trace(client: Client, arguments: argparse.Namespace) -> Answer:
-    namespace, pod = pod_name(arguments.pod)
+    namespace, pod = arguments.pod
     value = client.get("v1", "trace", namespace=namespace, pod=pod, to=arguments.to)
 
     def show() -> None:
@@ -319,21 +319,27 @@ def history(client: Client, arguments: argparse.Namespace) -> Answer:
             )
             for one in value["tenures"]
         ]
-        _print(table(["NAMESPACE", "POD", "CONTAINER", "SINCE", "UNTIL"], rows))
+        if rows:
+            _print(table(["NAMESPACE", "POD", "CONTAINER", "SINCE", "UNTIL"], rows))
+        else:
+            _print(f"no pod of this node is known to have held {value['address']}")
         _print(f"remembered since {short_time(value['remembered_since']) or 'never'}")
 
     return Answer(value=value, show=show)
 
 
 def logs(client: Client, arguments: argparse.Namespace) -> Answer:
-    namespace, pod = pod_name(arguments.pod) if arguments.pod else (None, None)
+    namespace, pod = arguments.pod or (None, None)
     value = client.get(
         "v1", "logs", namespace=namespace, pod=pod, request_id=arguments.request_id, limit=arguments.lines
     )
 
     def show() -> None:
-        for line in value["lines"]:
-            sys.stdout.write(json.dumps(line) + "\n")
+        from ctl.tables import log_line, short_time  # noqa: PLC0415
+
+        _print(*(log_line(line) for line in value["lines"]))
+        if not value["lines"]:
+            _print(f"no such line since {short_time(value['remembered_since']) or 'the agent began'}")
 
     return Answer(value=value, show=show)
 
@@ -378,11 +384,13 @@ def _event_line(event: dict[str, Any]) -> Any:
 
 
 def pod_name(text: str) -> tuple[str, str]:
-    """`namespace/pod`, or `pod` in namespace default.
-
-    Raises: Refused when it is neither.
-    """
+    """`namespace/pod`, or `pod` in namespace default. Raises: argparse.ArgumentTypeError when it is neither."""
     namespace, slash, pod = text.rpartition("/")
     if not pod or (slash and not namespace) or "/" in namespace:
-        raise Refused(0, f'"{text}" is no pod; write namespace/pod, or pod for namespace default')
+        raise argparse.ArgumentTypeError(f'"{text}" is no pod; write namespace/pod, or pod for namespace default')
     return namespace or "default", pod
+
+
+def pod_or_node(text: str) -> tuple[str, str] | str:
+    """As `pod_name`, or `node` itself; a pod of that name is `default/node`."""
+    return text if text == "node" else pod_name(text)

@@ -55,6 +55,20 @@ venv_from() {
 venv_from requirements.lock .venv
 venv_from requirements-awscli.lock .venv-awscli
 
+# promtool checks the alert rules. Debian has it in prometheus; installed, that would start a server, so this one file is
+# taken out of the package.
+if [ ! -x .venv/bin/promtool ]; then
+  echo "enoki: taking promtool out of the Debian package prometheus into .venv/bin"
+  fetched=$(mktemp -d)
+  trap 'rm -rf "$fetched"' EXIT
+  chmod 755 "$fetched"
+  # apt compares what it fetches with the signed list; the second try is for a list that is older than the package.
+  fetch() { (cd "$fetched" && apt-get download -qq -o APT::Sandbox::User=root prometheus); }
+  fetch 2>/dev/null || { apt-get update -qq; fetch; }
+  dpkg-deb --fsys-tarfile "$fetched"/prometheus_*.deb | tar -xO ./usr/bin/promtool > "$fetched/promtool"
+  install -m 755 "$fetched/promtool" .venv/bin/promtool
+fi
+
 # The project itself runs from the checkout.
 site="$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 [ "$(cat "$site/enoki.pth" 2>/dev/null)" = "$PWD" ] || echo "$PWD" > "$site/enoki.pth"

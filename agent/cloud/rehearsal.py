@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError
 
 from agent.cloud.calls import CallLedger
+from agent.cloud.errors import translate
 from agent.errors import AgentError, Cause, CloudDenied
 from agent.ipam.model import Eni, Instance
 from agent.surveyed import CloudFacts
@@ -22,7 +23,6 @@ from agent.surveyed import CloudFacts
 if TYPE_CHECKING:
     from types_aiobotocore_ec2 import EC2Client
 
-_ALLOWED = "DryRunOperation"
 _WITHOUT_DRY_RUN = ("AssignPrivateIpAddresses", "UnassignPrivateIpAddresses")
 """EC2 API reference: these two have no such parameter."""
 _UNANSWERED = frozenset({Cause.EC2_THROTTLED, Cause.EC2_UNAVAILABLE})
@@ -112,7 +112,7 @@ class Rehearsal:
     async def _dry(self, action: str, request: Awaitable[Any]) -> str | None:
         """ "" when it is allowed, EC2's words when it is not, None when nobody answered."""
         try:
-            await self._calls.run(action, _expecting_refusal(request))
+            await self._calls.run(action, _expecting_refusal(action, request))
         except CloudDenied as error:
             return error.message
         except AgentError as error:
@@ -127,10 +127,11 @@ class Rehearsal:
             self._skew_s = None
 
 
-async def _expecting_refusal(request: Awaitable[Any]) -> Any:
+async def _expecting_refusal(action: str, request: Awaitable[Any]) -> Any:
+    """So that what was asked for does not stand in the log and in the counts as a failure."""
     try:
         return await request
     except ClientError as refused:
-        if refused.response.get("Error", {}).get("Code") == _ALLOWED:
-            return refused.response
-        raise
+        if translate(action, refused, {}).cause in {Cause.IAM_DENIED, *_UNANSWERED}:
+            raise
+        return refused.response

@@ -14,7 +14,6 @@ from pathlib import Path
 from agent.doctor.facts import HostFacts
 from agent.installation.conflist import FILE_NAME, PLUGIN, network_configuration
 
-_UNITS = ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
 _NETWORKD = ("usr/lib/systemd", "lib/systemd", "run/systemd", "etc/systemd")
 """In the order in which a later one wins (networkd.conf(5))."""
 
@@ -30,7 +29,7 @@ class Places:
     log_directories: tuple[Path, ...]
     cni_version: str
     pod_mtu: int
-    root: Path = Path("/")
+    root: Path
 
 
 def host_facts(places: Places, ifnames: Iterable[str]) -> HostFacts:
@@ -81,7 +80,11 @@ def networkd_settings(root: Path) -> Mapping[str, str] | None:
 
 
 def mac_policy(root: Path) -> str | None:
-    """MACAddressPolicy of the link file that a host veth would match; None when there is none."""
+    """MACAddressPolicy of the link file that a host veth would match; `none` when no file does, None when systemd's
+    directories are not visible.
+    """
+    if not any((root / directory).is_dir() for directory in ("usr/lib/systemd", "lib/systemd", "etc/systemd")):
+        return None
     for path in _link_files(root):
         parser = configparser.ConfigParser(strict=False, interpolation=None)
         parser.optionxform = str  # type: ignore[assignment,method-assign]
@@ -92,7 +95,7 @@ def mac_policy(root: Path) -> str | None:
             everything = not match or names == ["*"]
             if everything or any(name.startswith("eni") for name in names):
                 return parser.get("Link", "MACAddressPolicy", fallback="none")
-    return None
+    return "none"
 
 
 def _link_files(root: Path) -> Iterator[Path]:
@@ -103,13 +106,14 @@ def _link_files(root: Path) -> Iterator[Path]:
 
 
 def _networkd_runs(root: Path) -> bool | None:
-    if not (root / "run/systemd").is_dir():
+    """Since the host's start: systemd-networkd writes its state there, and the directory alone comes with systemd."""
+    if not (root / "run/systemd/netif").is_dir():
         return None
-    return (root / "run/systemd/netif/links").is_dir()
+    return (root / "run/systemd/netif/state").exists()
 
 
 def _nm_cloud_setup(root: Path) -> bool | None:
-    if not any((root / directory).is_dir() for directory in _UNITS):
+    if not (root / "etc/systemd").is_dir():
         return None
     return any((root / "etc/systemd/system").glob("*.wants/nm-cloud-setup.*"))
 

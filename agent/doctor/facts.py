@@ -37,7 +37,7 @@ class Judgement:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
     """Files and limits. sysctls: below /proc/sys/net, by path. networkd: keys of [Network] in networkd.conf, None when
-    systemd-networkd does not run, or its files are not visible.
+    it has no file, or they are not visible. networkd_runs: or has run since the host's start.
     """
 
     sysctls: Mapping[str, int]

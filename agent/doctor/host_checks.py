@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agent.doctor.facts import Facts, Judgement, Verdict
 
+UNSEEN = "the agent does not see the host's files (ENOKI_HOST_ROOT)"
 FREE_DISK_BYTES = 256 * 1024 * 1024
 """Four times what the log and its predecessors take."""
 OPEN_FILES_LEAST = 4096
@@ -93,24 +94,22 @@ def tcp_early_demux(facts: Facts) -> Judgement:
 
 
 def networkd_rules(facts: Facts) -> Judgement:
-    """systemd-networkd deletes policy rules it did not make, unless told not to."""
+    """systemd-networkd leaves policy rules alone that it did not make."""
     return _networkd(facts, "ManageForeignRoutingPolicyRules", "policy rules")
 
 
 def networkd_routes(facts: Facts) -> Judgement:
-    """systemd-networkd deletes routes it did not make, unless told not to."""
+    """systemd-networkd leaves routes alone that it did not make."""
     return _networkd(facts, "ManageForeignRoutes", "routes")
 
 
 def _networkd(facts: Facts, key: str, what: str) -> Judgement:
     host = facts.host
     if host.networkd_runs is None:
-        return skip("the agent does not see the host's /run/systemd: look at /etc/systemd/networkd.conf on the node")
+        return skip(f"{UNSEEN}: on the node, systemd-analyze cat-config systemd/networkd.conf must say {key}=no")
     if not host.networkd_runs:
-        return ok("systemd-networkd does not run")
-    if host.networkd is None:
-        return skip("systemd-networkd runs, and the agent does not see its configuration")
-    if host.networkd.get(key, "yes").lower() in {"yes", "true", "1", "on"}:
+        return ok("systemd-networkd has not run since the host's start")
+    if (host.networkd or {}).get(key, "yes").lower() in {"yes", "true", "1", "on"}:
         return fail(
             f"systemd-networkd removes {what} of others whenever it restarts ({key} is not off)",
             f"write [Network] {key}=no to /etc/systemd/networkd.conf.d/80-enoki.conf; restart systemd-networkd",
@@ -119,9 +118,9 @@ def _networkd(facts: Facts, key: str, what: str) -> Judgement:
 
 
 def mac_policy(facts: Facts) -> Judgement:
-    """udev gives links another MAC when their MACAddressPolicy is persistent and they have a random one."""
+    """udev leaves the MACs of our links alone."""
     if facts.host.mac_policy is None:
-        return skip("the agent sees no udev link files")
+        return skip(f"{UNSEEN}: on the node, grep -r MACAddressPolicy /etc/systemd/network /usr/lib/systemd/network")
     links = () if facts.kernel is None else facts.kernel.links
     random = [link.ifname for link in links if link.is_ours and link.address_assigned == 1]
     if facts.host.mac_policy == "persistent" and random:
@@ -134,9 +133,9 @@ def mac_policy(facts: Facts) -> Judgement:
 
 
 def nm_cloud_setup(facts: Facts) -> Judgement:
-    """NetworkManager's nm-cloud-setup clears rules and moves routes."""
+    """NetworkManager's nm-cloud-setup, which clears rules and moves routes, is not enabled."""
     if facts.host.nm_cloud_setup is None:
-        return skip("the agent does not see the host's units")
+        return skip(f"{UNSEEN}: on the node, systemctl is-enabled nm-cloud-setup.timer")
     if facts.host.nm_cloud_setup:
         return fail(
             "nm-cloud-setup is enabled: it moves routes to tables of its own and clears rules",
@@ -216,7 +215,7 @@ def plugin(facts: Facts) -> Judgement:
     """The plugin's executable is in place."""
     mode = facts.host.plugin_mode
     if not facts.host.plugin:
-        return skip("the agent does not see the host's plugin directory")
+        return skip("the agent does not see the host's plugin directory: on the node, ls -l /opt/cni/bin/enoki")
     if mode is None:
         return fail(f"{facts.host.plugin} is missing: the runtime cannot call us", "run the agent's init container")
     if not mode & 0o111 or mode & 0o022:

@@ -75,7 +75,12 @@ class Journal:
         return tuple(self._events)
 
     def after(self, last_id: int) -> Batch:
-        """What came after `last_id`, at most `BATCH` of it; 0 is before everything. O(events skipped)."""
+        """What came after `last_id`, at most `BATCH` of it; 0 is before everything. O(events skipped).
+
+        An id that is still to come is another agent's, before the clock was set back: everything comes after it.
+        """
+        if last_id > self.newest_id:
+            return Batch(events=tuple(islice(self._events, BATCH)), missed=bool(self._events))
         oldest_id = self._next_id - len(self._events)
         skip = max(0, last_id + 1 - oldest_id)
         events = tuple(islice(self._events, skip, skip + BATCH))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from agent.settings import Settings, documented
-from api.operator_schemas import ConfigView, SettingView
+from api.node_schemas import ConfigView, SettingView
 
 LEFT_OUT = "(left out)"
 

@@ -134,4 +134,5 @@ def _places(chosen: Settings) -> Places:
         log_directories=tuple(one for one in logs if one is not None),
         cni_version=chosen.cni_version,
         pod_mtu=chosen.pod_mtu,
+        root=chosen.host_root,
     )

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from agent.errors import Cause
-from api.operator_schemas import EventView, ExplainView, StepState, StepView
+from api.event_schemas import EventView
+from api.explain_schemas import ExplainView, StepState, StepView
 from api.schemas import AllocationView, ConditionView, EniView, HealthView, PoolView, StageState, StartupView
 
 _ORDER = (StepState.FAILING, StepState.WAITING, StepState.UNKNOWN, StepState.OK)
@@ -83,21 +84,21 @@ def explain_pod(facts: PodFacts) -> ExplainView:
     steps = [_agent(facts.startup), _request(facts, failure), _address(facts, failure)]
     if facts.allocations or any(one.step == "wire" for one in facts.requests):
         steps.append(_kernel(facts))
-    return _explanation(f"{facts.namespace}/{facts.pod}", steps, facts.events)
+    return _explanation(f"{facts.namespace}/{facts.pod}", steps, facts.events, well=steps[2].message)
 
 
 def explain_node(facts: NodeFacts) -> ExplainView:
     """Whether this node can serve pods."""
     steps = [_agent(facts.startup), _loops(facts.health), _pool(facts), _enis(facts.enis), _agreement(facts)]
     steps.append(_kubernetes(facts.kubernetes))
-    return _explanation("node", steps, facts.events)
+    return _explanation("node", steps, facts.events, well=f"it can serve pods ({facts.pool.reason})")
 
 
-def _explanation(subject: str, steps: Sequence[StepView], events: Sequence[EventView]) -> ExplainView:
+def _explanation(subject: str, steps: Sequence[StepView], events: Sequence[EventView], *, well: str) -> ExplainView:
+    """well: the answer when nothing is wrong."""
     state = _worst(step.state for step in steps)
-    return ExplainView(
-        subject=subject, state=state, summary=_summary(steps, state), steps=list(steps), events=list(events)
-    )
+    summary = well if state is StepState.OK else _summary(steps, state)
+    return ExplainView(subject=subject, state=state, summary=summary, steps=list(steps), events=list(events))
 
 
 def _worst(states: Iterable[StepState]) -> StepState:

@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 from agent.errors import AgentError
@@ -29,18 +30,10 @@ from agent.service.views import condition
 from agent.settings import Settings
 from api.adoption_schemas import AdoptionView
 from api.doctor_schemas import DoctorView
-from api.operator_schemas import (
-    BudgetView,
-    ConfigView,
-    ExplainView,
-    HistoryView,
-    LogLevel,
-    LogLevelName,
-    LogView,
-    PlanView,
-    TenureView,
-    TraceView,
-)
+from api.event_schemas import HistoryView, TenureView
+from api.explain_schemas import ExplainView, TraceView
+from api.log_schemas import LogLevel, LogLevelName, LogView
+from api.node_schemas import BudgetView, ConfigView, PlanView
 from api.operators import EventBatch
 from api.problems import Problem
 from api.schemas import Address, AllocationView, EniView, HealthView, PoolView, StartupView
@@ -52,6 +45,9 @@ SHOWN_EVENT_COUNT = 20
 """Events in an explanation."""
 WALL_STEP = timedelta(seconds=0.5)
 """By how much the wall clock must have been set before times that were told already change."""
+
+
+_BROADCAST = IPv4Address("255.255.255.255")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +190,8 @@ class AgentOperators(ABC):
     async def trace(self, namespace: str, pod: str, to: Address) -> TraceView:
         """See `agent.ports.PathTracer`."""
         parts = self._parts()
+        if to.is_unspecified or to.is_multicast or to.is_loopback or to == _BROADCAST:
+            raise Problem(422, "Not traced", f"{to} is no unicast address that a pod's packet could leave with")
         held = self._attachment(parts, namespace, pod)
         source = next((one for one in held.addresses if one.version == to.version), None)
         if source is None:

@@ -12,7 +12,8 @@ from agent.errors import AgentError, InvalidRequest
 from agent.events.model import Event
 from agent.ipam.plan import Action
 from agent.ports import PathSeen
-from api.operator_schemas import ActionBudgetView, ActionView, BudgetView, CallCount, EventView
+from api.event_schemas import EventView
+from api.node_schemas import ActionBudgetView, ActionView, BudgetView, CallCount
 from api.problems import Problem
 
 

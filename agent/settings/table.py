@@ -162,6 +162,12 @@ class Settings:
         Setting("ENOKI_SYSCTL_DIRECTORY", DIRECTORY, default="/proc/sys/net"),
         "Where /proc/sys/net can be written. A container's own is read-only: mount the host's elsewhere.",
     ]
+    host_root: Annotated[
+        Path,
+        Setting("ENOKI_HOST_ROOT", DIRECTORY, default="/"),
+        "Below which `/v1/doctor` looks for the host's /etc/systemd, /usr/lib/systemd and /run/systemd/netif, "
+        "which it only reads.",
+    ]
     # The datapath
     eni_mtu: Annotated[
         int,

@@ -10,25 +10,10 @@ from agent.events.journal import Journal
 from agent.service.telling import event_view
 from api.adoption_schemas import AdoptionView
 from api.doctor_schemas import CheckView, DoctorView, VerdictName
-from api.operator_schemas import (
-    ActionBudgetView,
-    ActionView,
-    BudgetView,
-    CallCount,
-    ConfigView,
-    ExplainView,
-    HistoryView,
-    LogLevel,
-    LogLevelName,
-    LogLine,
-    LogView,
-    PlanView,
-    SettingView,
-    StepState,
-    StepView,
-    TenureView,
-    TraceView,
-)
+from api.event_schemas import HistoryView, TenureView
+from api.explain_schemas import ExplainView, StepState, StepView, TraceView
+from api.log_schemas import LogLevel, LogLevelName, LogLine, LogView
+from api.node_schemas import ActionBudgetView, ActionView, BudgetView, CallCount, ConfigView, PlanView, SettingView
 from api.operators import EventBatch
 from api.problems import Problem
 from api.schemas import Address

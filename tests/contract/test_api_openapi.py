@@ -76,6 +76,17 @@ def test_every_operation_explains_itself() -> None:
                 assert parameter.get("description"), (method, path, parameter["name"])
 
 
+def test_every_answer_and_every_member_explains_itself() -> None:
+    for path, operations in DOCUMENT["paths"].items():
+        for method, operation in operations.items():
+            for status, answer in operation["responses"].items():
+                assert answer["description"] != "Successful Response", (method, path, status)
+    for name, schema in DOCUMENT["components"]["schemas"].items():
+        assert schema.get("description") or name.startswith("Body_"), name
+        for member, described in schema.get("properties", {}).items():
+            assert described.get("description"), (name, member)
+
+
 def test_every_answer_has_an_example_that_obeys_it() -> None:
     schemas = DOCUMENT["components"]["schemas"]
     for name, schema in schemas.items():

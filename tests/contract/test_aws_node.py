@@ -11,7 +11,7 @@ import pytest
 from agent import settings
 from agent.service.configuration import config_view
 from api.aws_node import enis_document, introspection_app, metrics_app
-from api.operator_schemas import ConfigView
+from api.node_schemas import ConfigView
 from tests.contract.scripted_node import ALLOCATION, ScriptedNode
 
 PATHS = ("/v1/enis", "/v1/eni-configs", "/v1/networkutils-env-settings", "/v1/ipamd-env-settings")

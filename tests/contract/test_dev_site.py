@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from agent.events.model import Kind
 from api.app import create_app
 from api.dev.site import FILES, STATIC, dev_site
 from tests.contract.scripted_node import ScriptedNode
@@ -50,6 +51,12 @@ def test_the_files_name_nothing_elsewhere() -> None:
     assert len(ours) >= 6
     for path in ours:
         assert not re.search(r"https?:", path.read_text()), path
+
+
+def test_the_page_has_a_sentence_for_every_kind_of_event() -> None:
+    script = (STATIC / "events.js").read_text()
+    sentences = script.partition("const sentences = {")[2].partition("\n};")[0]
+    assert set(re.findall(r"^  (\w+): \(f\) =>", sentences, re.MULTILINE)) == set(Kind)
 
 
 def test_swagger_ui_is_unchanged() -> None:

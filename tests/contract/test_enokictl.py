@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import termios
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import yaml
 
 from agent.events.model import Kind
-from api.operator_schemas import PlanView
+from api.node_schemas import PlanView
 from api.problems import Problem
 from ctl.__main__ import parser
 from tests.contract.scripted_node import ScriptedNode, running
@@ -93,27 +95,51 @@ def test_people_read_cause_and_remedy(path: Path) -> None:
         assert part in words
 
 
-def test_colours_on_terminals_only(path: Path) -> None:
+def on_a_terminal(path: Path, *argv: str, columns: int = 80, environment: Mapping[str, str] | None = None) -> str:
+    """What it writes to a terminal of that width."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, columns))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "ctl", *argv],
+        env={"ENOKI_SOCKET": str(path), "PATH": "/usr/bin:/bin", "TERM": "xterm-256color", **(environment or {})},
+        cwd=ROOT,
+        stdout=theirs,
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            seen += chunk
+    except OSError:
+        pass  # EIO: the other end has closed
+    finally:
+        os.close(ours)
+    child.wait(DEADLINE_S)
+    return seen.decode()
+
+
+@pytest.mark.parametrize(("environment", "is_coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_colours_on_terminals_only(path: Path, environment: dict[str, str], is_coloured: bool) -> None:  # noqa: FBT001
     """On a terminal; without them when NO_COLOR says so."""
-    for environment, is_coloured in (({"TERM": "xterm-256color"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False)):
-        ours, theirs = pty.openpty()
-        child = subprocess.Popen(
-            [sys.executable, "-m", "ctl", "explain", "node"],
-            env={"ENOKI_SOCKET": str(path), "PATH": "/usr/bin:/bin", **environment},
-            cwd=ROOT,
-            stdout=theirs,
-        )
-        os.close(theirs)
-        seen = b""
-        try:
-            while chunk := os.read(ours, 65536):
-                seen += chunk
-        except OSError:
-            pass  # EIO: the other end has closed
-        finally:
-            os.close(ours)
-        assert child.wait(DEADLINE_S) == 0
-        assert (b"\x1b[32m" in seen) is is_coloured
+    assert ("\x1b[32m" in on_a_terminal(path, "explain", "node", environment=environment)) is is_coloured
+
+
+@pytest.mark.parametrize("argv", ["pods", "enis", "pool", "budget", "doctor", "config", "plan", "history 10.0.1.9"])
+def test_a_narrow_terminal_cuts_nothing(path: Path, argv: str) -> None:
+    """Lines are left to the terminal to wrap: what is written does not depend on its width."""
+    narrow = on_a_terminal(path, *argv.split(), columns=40)
+    words = re.sub(r"\x1b\[[0-9;]*m", "", narrow).replace("\r\n", "\n")
+    assert words == enokictl(path, *argv.split()).stdout
+    assert all(line == line.rstrip() for line in words.splitlines())
+
+
+def test_a_tree_is_wrapped_by_words(path: Path) -> None:
+    words = on_a_terminal(path, "explain", "default/web-1", columns=40)
+    tree = re.sub(r"\x1b\[[0-9;]*m", "", words).replace("\r\n", "\n")
+    assert max(len(line) for line in tree.splitlines()) <= 40
+    assert "\u2026" not in tree
+    wide = enokictl(path, "explain", "default/web-1").stdout
+    assert re.sub(r"[\s\u2500-\u257f]", "", tree) == re.sub(r"[\s\u2500-\u257f]", "", wide)
 
 
 def test_events(node: ScriptedNode, path: Path) -> None:
@@ -134,10 +160,11 @@ def test_events(node: ScriptedNode, path: Path) -> None:
     [
         (["explain", "default/nobody"], 4, "enokictl: Unknown pod: default/nobody is not known\n"),
         (["trace", "default/other", "10.0.0.1"], 4, "Unknown pod"),
-        (["trace", "default/web-0", "example.com"], 4, "Invalid parameters"),
-        (["explain", "a/b/c"], 4, '"a/b/c" is no pod'),
-        (["explain", "../../etc"], 4, "is no pod"),
-        (["explain", "default/a b"], 4, "Invalid parameters"),
+        (["trace", "default/web-0", "example.com"], 2, '"to" is "example.com": not an IPv4 or IPv6 address'),
+        (["explain", "a/b/c"], 2, '"a/b/c" is no pod'),
+        (["explain", "../../etc"], 2, "is no pod"),
+        (["explain", "default/a b"], 2, 'path parameter "pod" is "a b"'),
+        (["logs", "-n", "0"], 2, 'query parameter "limit" is "0"'),
         (["frobnicate"], 2, "invalid choice"),
         ([], 2, "required"),
         (["pods", "--outptu", "json"], 2, "unrecognized"),

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from api.operator_schemas import ConfigView, LogLine, LogView, SettingView
+from api.log_schemas import LogLine, LogView
+from api.node_schemas import ConfigView, SettingView
 from ctl import bundle
 from ctl.client import Client
 from tests.contract.scripted_node import ScriptedNode, running

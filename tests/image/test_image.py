@@ -33,6 +33,13 @@ LONG_S = 90.0
 REAL = ("/proc/sys/net", "/run/netns")
 """Host paths that are the kernel's: the machine's own serve every node, each process sees those of its namespace."""
 
+SYSTEMD = {
+    "/etc/systemd/networkd.conf.d/80-local.conf": "[Network]\nManageForeignRoutes=no\n",
+    "/usr/lib/systemd/network/99-default.link": "[Match]\nOriginalName=*\n[Link]\nMACAddressPolicy=persistent\n",
+    "/run/systemd/netif/state": "OPER_STATE=routable\n",
+}
+"""A host whose systemd-networkd leaves routes alone, and not rules."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
@@ -77,6 +84,9 @@ def containerd(vpc: Lab, node: LabNode, host: Host) -> Iterator[Containerd]:
     """As a node's: its CNI directories are the host's, its pods' namespaces are in /run/netns."""
     for path in ("/etc/cni/net.d", "/opt/cni/bin", "/run/enoki"):
         host.path(path).mkdir(parents=True)
+    for path, text in SYSTEMD.items():
+        host.path(path).parent.mkdir(parents=True, exist_ok=True)
+        host.path(path).write_text(text)
     plan = ContainerdPlan(
         name=f"{vpc.plan.name}-img",
         netns=Path("/run/netns") / node.namespace,
@@ -143,6 +153,9 @@ def test_the_daemon_set_makes_a_node_ready_and_its_containerd_makes_pods(
     assert pod.execute(running, alive["exec"]["command"], timeout_s=alive["timeoutSeconds"]).exit_code == 0
     asked = pod.execute(running, ["enokictl", "pool"], timeout_s=ready["timeoutSeconds"])
     assert asked.exit_code == 0, asked
+    checks = {one["name"]: one["verdict"] for one in agent_api.get(socket, "/v1/doctor")["checks"]}
+    assert checks["networkd_foreign_routes"] == checks["udev_mac_policy"] == checks["nm_cloud_setup"] == "ok"
+    assert checks["networkd_foreign_rules"] == "failing"
     eventually(published.exists, bool)
     eventually_equal(containerd.is_network_ready, True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctl.client import Refused, ServerSentEvent, _events, _target
+from ctl.client import ServerSentEvent, _events, _target
 from ctl.commands import pod_name
 from ctl.output import as_json, as_yaml
 
@@ -54,5 +55,5 @@ def test_pod_names(text: str, names: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("text", ["", "/", "/a", "a/", "a/b/c"])
 def test_what_is_no_pod(text: str) -> None:
-    with pytest.raises(Refused, match="is no pod"):
+    with pytest.raises(argparse.ArgumentTypeError, match="is no pod"):
         pod_name(text)

@@ -110,6 +110,10 @@ def test_mounts_and_volumes_match() -> None:
     mounts = [mount for container in containers(base()) for mount in container["volumeMounts"]]
     assert {mount["name"] for mount in mounts} == {volume["name"] for volume in spec["volumes"]}
     (netns,) = (mount for mount in mounts if mount["name"] == "netns-dir")
+    # What is for the doctor alone can change nothing, and none of it is /run/systemd, where systemd takes orders.
+    for mount in (mount for mount in mounts if mount["name"].startswith("host-")):
+        assert mount["readOnly"] is True, mount
+        assert mount["mountPath"] != "/host/run/systemd"
     assert (netns["mountPath"], netns["mountPropagation"]) == ("/run/netns", "HostToContainer")
 
 

@@ -269,6 +269,42 @@ def test_udevs_link_files(tmp_path: Path) -> None:
     assert mac_policy(tmp_path) == "none"
 
 
+def places(root: Path) -> Places:
+    return Places(
+        socket=root / "agent.sock",
+        conf_directory=root / "net.d",
+        plugin_directory=root / "bin",
+        sysctl_directory=Path("/proc/sys/net"),
+        log_directories=(root,),
+        cni_version="1.0.0",
+        pod_mtu=9001,
+        root=root,
+    )
+
+
+def test_what_the_mounts_of_the_manifests_show(tmp_path: Path) -> None:
+    """/etc/systemd, /usr/lib/systemd and /run/systemd/netif below one root, and nothing else of the host."""
+    unseen = host_facts(places(tmp_path), [])
+    assert (unseen.networkd_runs, unseen.mac_policy, unseen.nm_cloud_setup) == (None, None, None)
+    skipped = {one.name: one.judgement for one in checks.examine(replace(WELL, host=unseen))}
+    for name in ("networkd_foreign_rules", "networkd_foreign_routes", "udev_mac_policy", "nm_cloud_setup"):
+        assert skipped[name].verdict is Verdict.SKIPPED
+        assert "on the node, " in skipped[name].message
+
+    for directory in ("etc/systemd/system/multi-user.target.wants", "usr/lib/systemd", "run/systemd/netif/links"):
+        (tmp_path / directory).mkdir(parents=True)
+    bare = host_facts(places(tmp_path), [])
+    assert (bare.networkd, bare.networkd_runs, bare.mac_policy, bare.nm_cloud_setup) == (None, False, "none", False)
+
+    (tmp_path / "run/systemd/netif/state").touch()
+    wants = tmp_path / "etc/systemd/system/multi-user.target.wants"
+    (wants / "nm-cloud-setup.timer").symlink_to("/usr/lib/systemd/system/nm-cloud-setup.timer")  # not there in a pod
+    default = host_facts(places(tmp_path), [])
+    found = {one.name: one.judgement.verdict for one in checks.examine(replace(WELL, host=default))}
+    for name in ("networkd_foreign_rules", "networkd_foreign_routes", "nm_cloud_setup"):
+        assert found[name] is Verdict.FAILING, name
+
+
 def test_files_and_limits_of_this_process(tmp_path: Path) -> None:
     conf, plugins, socket = tmp_path / "net.d", tmp_path / "bin", tmp_path / "agent.sock"
     conf.mkdir()
@@ -276,23 +312,13 @@ def test_files_and_limits_of_this_process(tmp_path: Path) -> None:
     socket.touch(0o600)
     (conf / FILE_NAME).write_bytes(network_configuration("1.0.0"))
     (plugins / "enoki").touch(0o755)
-    places = Places(
-        socket=socket,
-        conf_directory=conf,
-        plugin_directory=plugins,
-        sysctl_directory=Path("/proc/sys/net"),
-        log_directories=(tmp_path,),
-        cni_version="1.0.0",
-        pod_mtu=9001,
-        root=tmp_path,
-    )
-    found = host_facts(places, ["lo"])
+    found = host_facts(places(tmp_path), ["lo"])
     assert (found.conflist_as_ours, found.socket_mode, found.plugin_mode) == (True, 0o600, 0o100755)
     assert found.sysctls["ipv4/conf/lo/rp_filter"] in {0, 1, 2}
     assert 0 < found.open_files < found.open_files_limit
     assert found.log_disk is not None
     (conf / FILE_NAME).write_text("{}")
-    assert host_facts(places, []).conflist_as_ours is False
+    assert host_facts(places(tmp_path), []).conflist_as_ours is False
 
 
 @pytest.mark.parametrize(

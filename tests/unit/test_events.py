@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.events.history import tenures
-from agent.events.journal import BATCH, IDS_PER_SECOND, Journal
+from agent.events.journal import BATCH, IDS_PER_SECOND, Batch, Journal
 from agent.events.model import Event, Kind, from_json_object, to_json_object
 from agent.events.store import NAME, EventStore, keep
 
@@ -46,6 +46,16 @@ def test_memory_is_bounded_and_what_is_missed_is_said() -> None:
     assert [event.id for event in kept.after(all_ids[15]).events] == all_ids[16:]
     assert kept.after(all_ids[-1]).events == ()
     assert not kept.after(0).missed
+
+
+def test_an_id_that_is_still_to_come_was_another_agents() -> None:
+    """The clock was set back, and a new agent counts from there: its reader must not wait for the old time to come."""
+    kept = journal()
+    assert kept.after(2**53 - 1) == Batch(events=(), missed=False)
+    all_ids = publish(kept, 3)
+    after = kept.after(all_ids[-1] + 1)
+    assert ([event.id for event in after.events], after.missed) == (all_ids, True)
+    assert kept.after(all_ids[-1]).events == ()
 
 
 def test_a_reader_gets_batches() -> None:

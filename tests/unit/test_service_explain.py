@@ -22,7 +22,8 @@ from agent.service.explain import (
 )
 from agent.service.story import select
 from agent.settings import load
-from api.operator_schemas import EventView, StepState
+from api.event_schemas import EventView
+from api.explain_schemas import StepState
 from api.schemas import (
     AddressCounts,
     AllocationView,
@@ -93,6 +94,7 @@ BARE = replace(WELL, allocations=(), links=())
 
 def test_a_pod_that_is_well() -> None:
     answer = explain_pod(WELL)
+    assert answer.summary == answer.steps[2].message != answer.steps[0].message  # the address it has
     assert [(step.step, step.state) for step in answer.steps] == [
         (name, StepState.OK) for name in ("agent", "request", "address", "kernel")
     ]

@@ -34,6 +34,7 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         host_conf_directory=None,
         cni_version="1.0.0",
         sysctl_directory=Path("/proc/sys/net"),
+        host_root=Path("/"),
         eni_mtu=9001,
         pod_mtu=9001,
         veth_prefix="eni",

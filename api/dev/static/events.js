@@ -12,13 +12,15 @@ const sentences = {
   eni: (f) => `${f.eni}: ${f.change}`,
   pool_degraded: (f) => `${f.cause}: ${f.message}`,
   pool_recovered: (f) => `works again: ${f.scope} (${f.cause})`,
+  kubernetes_failed: (f) => `${f.cause}: ${f.message}`,
+  kubernetes_recovered: (f) => `Kubernetes answers again (${f.cause})`,
   finding: (f) => `${f.finding}: ${f.message}`,
   repair: (f) => `repaired ${f.object}: ${f.reason}`,
   cni_failed: (f) => `${f.verb} of ${whose(f) || f.container_id} failed: ${f.message || f.cause}`,
 };
 
 export const kinds = Object.keys(sentences);
-const bad = new Set(["pool_degraded", "finding", "cni_failed"]);
+const bad = new Set(["pool_degraded", "kubernetes_failed", "finding", "cni_failed"]);
 
 /** {text, bad, group}: events of one group that follow one another are shown as one. */
 export function told(event) {

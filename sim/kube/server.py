@@ -1,8 +1,8 @@
 """The HTTP side: paths, verbs, list, watch, bookmarks, merge patches and `Status` errors.
 
-Kubernetes documentation, "Kubernetes API Concepts"; pkg/apis for what is required of an Event. Unlike a real one it
-knows a few resources only, field selectors on two fields, and no paging (a real one does not page out of its cache
-either, which is where lists of version 0 come from).
+Kubernetes documentation, "Kubernetes API Concepts". Unlike a real one it knows a few resources only, field selectors on
+two fields, and no paging (a real one does not page out of its cache either, which is where lists of version 0 come
+from). `tests/contract` holds it and a real one to the same scenarios.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
 
+from sim.kube import strategy
 from sim.kube.faults import Fault, Faults, Rule
 from sim.kube.store import EVENTS, KINDS, NODES, PODS, Json, Kind, Refused, Store, Write
+from sim.kube.users import User, authorize
 
 MERGE_PATCH = "application/merge-patch+json"
 
@@ -29,26 +32,27 @@ class _Target:
     kind: Kind
     namespace: str
     name: str
+    subresource: str = ""
 
 
 class ApiServer:
     """One API server on 127.0.0.1. `start` and `stop` may alternate; the port and the objects stay the same.
 
-    token: what clients must present; None: anybody may. bookmark_s: seconds between bookmarks.
+    users: by token; without any, everybody may do everything. bookmark_s: seconds between bookmarks.
     requests: (verb, plural) of every request so far. queries: those of lists and watches, in full.
     """
 
     def __init__(
         self,
         *,
-        token: str | None = None,
+        users: Mapping[str, User] | None = None,
         bookmark_s: float = 60.0,
         port: int = 0,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.store = Store()
         self.faults = Faults()
-        self.token = token
+        self.users = dict(users or {})
         self.requests: Counter[tuple[str, str]] = Counter()
         self.queries: list[tuple[str, str, dict[str, str]]] = []
         self._bookmark_s = bookmark_s
@@ -94,8 +98,8 @@ class ApiServer:
                 async with self._cuttable(request):
                     await asyncio.Event().wait()
             if rule is not None and rule.fault not in {Fault.STALE, Fault.GONE_IN_STREAM, Fault.END_AT_ONCE}:
-                return await _misbehave(request, rule)
-            self._authenticate(request)
+                return await _misbehave(request, target, rule)
+            self._authorize(request, verb, target)
             if verb == "watch":
                 return await self._watch(request, target, rule)
             return web.json_response(
@@ -105,9 +109,15 @@ class ApiServer:
             headers = {} if refused.retry_after_s is None else {"Retry-After": str(refused.retry_after_s)}
             return web.json_response(_status(refused), status=refused.code, headers=headers)
 
-    def _authenticate(self, request: web.Request) -> None:
-        if self.token is not None and request.headers.get("Authorization") != f"Bearer {self.token}":
-            raise Refused(401, "Unauthorized", "Unauthorized")
+    def _authorize(self, request: web.Request, verb: str, target: _Target) -> None:
+        authorize(
+            self.users,
+            request.headers.get("Authorization", ""),
+            verb=verb,
+            kind=target.kind,
+            namespace=target.namespace,
+            name=target.name,
+        )
 
     async def _carry_out(self, request: web.Request, verb: str, target: _Target, rule: Rule | None) -> Json:
         match verb:
@@ -117,18 +127,25 @@ class ApiServer:
                 return self.store.get(target.kind, target.namespace, target.name)
             case "create":
                 document = await _body(request, "application/json")
-                if target.kind is EVENTS:
-                    check_event(document, target.namespace)
-                return await self.store.create(target.kind, target.namespace, document)
+                return await self.store.create(
+                    target.kind, target.namespace, strategy.created(target.kind, target.namespace, document)
+                )
             case "patch":
-                patch = await _body(request, MERGE_PATCH)
-                if target.kind is EVENTS and set(patch) - {"series"}:
-                    raise Refused(422, "Invalid", "Event is invalid: only series may change")
+                patch = strategy.patched(target.kind, await _body(request, MERGE_PATCH), subresource=target.subresource)
                 return await self.store.patch(target.kind, target.namespace, target.name, patch)
             case "delete":
-                return await self.store.delete(target.kind, target.namespace, target.name)
+                return await self._delete(request, target)
             case _:
                 raise Refused(405, "MethodNotAllowed", f"{verb} is not supported")
+
+    async def _delete(self, request: web.Request, target: _Target) -> Json:
+        found = self.store.get(target.kind, target.namespace, target.name)
+        asked = request.query.get("gracePeriodSeconds")
+        stay_s = strategy.grace_s(target.kind, found, None if asked is None else int(asked))
+        if not stay_s:
+            return await self.store.delete(target.kind, target.namespace, target.name)
+        mark = strategy.leaving(stay_s, datetime.now(tz=UTC))
+        return await self.store.patch(target.kind, target.namespace, target.name, mark)
 
     def _list(self, query: Mapping[str, str], target: _Target, rule: Rule | None) -> Json:
         if rule is not None and rule.fault is Fault.STALE:
@@ -137,22 +154,27 @@ class ApiServer:
         if query.get("resourceVersionMatch") and not wanted:
             raise Refused(422, "Invalid", "resourceVersionMatch is forbidden unless resourceVersion is provided")
         if wanted and int(wanted) > self.store.version:
-            raise Refused(504, "Timeout", f"Too large resource version: {wanted}", retry_after_s=1)
+            raise Refused(
+                504,
+                "Timeout",
+                f"Timeout: Too large resource version: {wanted}, current: {self.store.version}",
+                retry_after_s=1,
+            )
         fits = _selector(query.get("fieldSelector", ""), target)
         return _collection(
             target.kind, [one for one in self.store.objects(target.kind) if fits(one)], self.store.version
         )
 
     async def _watch(self, request: web.Request, target: _Target, rule: Rule | None) -> web.StreamResponse:
-        version = int(request.query.get("resourceVersion") or self.store.version)
-        if rule is None or rule.fault is not Fault.GONE_IN_STREAM:
-            self.store.since(target.kind, version)  # 410 before anything else
+        version = int(request.query.get("resourceVersion") or 0)
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
         if rule is not None and rule.fault is Fault.END_AT_ONCE:
             return response
         if rule is not None:
-            await response.write(_line({"type": "ERROR", "object": _status(Refused(410, "Expired", "too old"))}))
+            await response.write(
+                _failure(Refused(410, "Expired", "The resourceVersion for the provided watch is too old."))
+            )
             return response
         async with self._cuttable(request):
             with contextlib.suppress(TimeoutError):
@@ -178,8 +200,17 @@ class ApiServer:
     async def _stream(self, request: web.Request, response: web.StreamResponse, target: _Target, version: int) -> None:
         fits = _selector(request.query.get("fieldSelector", ""), target)
         bookmarks = request.query.get("allowWatchBookmarks") in {"1", "true"}
+        if version == 0:  # "start at any": what there is comes first
+            version = self.store.version
+            for one in self.store.objects(target.kind):
+                if fits(one):
+                    await response.write(_line({"type": "ADDED", "object": one}))
         while True:
-            writes, version = list(self.store.since(target.kind, version)), self.store.version
+            try:
+                writes, version = list(self.store.since(target.kind, version)), self.store.version
+            except Refused as refused:  # a watch that began well fails by an event, 410 too
+                await response.write(_failure(refused))
+                return
             for write in writes:
                 if (event := _event(write, fits)) is not None:
                     await response.write(_line(event))
@@ -192,26 +223,6 @@ class ApiServer:
                     await response.write(_line(_bookmark(target.kind, version)))
 
 
-def check_event(document: Json, namespace: str) -> None:
-    """What the API server requires of an events.k8s.io/v1 Event (pkg/apis/core/validation/events.go)."""
-    problems = [
-        field
-        for field in ("eventTime", "reportingController", "reportingInstance", "action", "reason", "type")
-        if not document.get(field)
-    ]
-    limits = (("reportingInstance", 128), ("action", 128), ("reason", 128), ("note", 1024))
-    problems += [field for field, size in limits if len(str(document.get(field, "")).encode()) > size]
-    if document.get("type") not in {"Normal", "Warning"}:
-        problems.append("type")
-    regarding = document.get("regarding") or {}
-    if not regarding.get("namespace") and namespace != "default":
-        problems.append("regarding.namespace")
-    if regarding.get("namespace", namespace) != namespace:
-        problems.append("regarding.namespace")
-    if problems:
-        raise Refused(422, "Invalid", f"Event is invalid: {', '.join(problems)}")
-
-
 _MISSHAPEN_EVENTS: tuple[Json, ...] = (
     {"type": "ADDED", "object": {"metadata": [1]}},
     {"type": "DELETED", "object": {"metadata": None}},
@@ -221,12 +232,12 @@ _MISSHAPEN_EVENTS: tuple[Json, ...] = (
 )
 
 
-async def _misbehave(request: web.Request, rule: Rule) -> web.StreamResponse:
+async def _misbehave(request: web.Request, target: _Target, rule: Rule) -> web.StreamResponse:
     match rule.fault:
         case Fault.THROTTLE:
             raise Refused(429, "TooManyRequests", "too many requests", retry_after_s=rule.retry_after_s)
         case Fault.FORBIDDEN:
-            raise Refused(403, "Forbidden", "is forbidden: User cannot do this at the cluster scope")
+            raise Refused(403, "Forbidden", f"{target.kind.qualified} is forbidden: User cannot do this")
         case Fault.UNAVAILABLE:
             return web.Response(status=503, text="upstream connect error")
         case Fault.MISSHAPEN if _is_watch(request):
@@ -251,15 +262,17 @@ def _target(path: str) -> _Target:
         rest = path.removeprefix(f"{kind.prefix}/")
         if rest == path:
             continue
+        subresource = "status" if rest.endswith("/status") else ""
+        rest = rest.removesuffix("/status")
         match rest.split("/"):
             case [plural] if plural == kind.plural:
                 return _Target(kind=kind, namespace="", name="")
             case [plural, name] if plural == kind.plural and not kind.namespaced:
-                return _Target(kind=kind, namespace="", name=name)
+                return _Target(kind=kind, namespace="", name=name, subresource=subresource)
             case ["namespaces", namespace, plural] if plural == kind.plural and kind.namespaced:
                 return _Target(kind=kind, namespace=namespace, name="")
             case ["namespaces", namespace, plural, name] if plural == kind.plural and kind.namespaced:
-                return _Target(kind=kind, namespace=namespace, name=name)
+                return _Target(kind=kind, namespace=namespace, name=name, subresource=subresource)
     raise Refused(404, "NotFound", "the server could not find the requested resource")
 
 
@@ -347,6 +360,10 @@ def _status(refused: Refused) -> Json:
         "reason": refused.reason,
         "code": refused.code,
     }
+
+
+def _failure(refused: Refused) -> bytes:
+    return _line({"type": "ERROR", "object": _status(refused)})
 
 
 def _line(event: Json) -> bytes:

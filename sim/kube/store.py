@@ -38,6 +38,15 @@ class Kind:
     def api_version(self) -> str:
         return self.prefix.removeprefix("/apis/").removeprefix("/api/")
 
+    @property
+    def group(self) -> str:
+        return self.api_version.rpartition("/")[0]
+
+    @property
+    def qualified(self) -> str:
+        """As messages name the resource: `pods`, `eniconfigs.crd.k8s.amazonaws.com`."""
+        return f"{self.plural}.{self.group}" if self.group else self.plural
+
 
 PODS = Kind(prefix="/api/v1", plural="pods", kind="Pod", namespaced=True)
 NODES = Kind(prefix="/api/v1", plural="nodes", kind="Node", namespaced=False)
@@ -79,7 +88,7 @@ class Store:
         try:
             return copy.deepcopy(self._objects[kind][namespace, name])
         except KeyError:
-            raise Refused(404, "NotFound", f'{kind.plural} "{name}" not found') from None
+            raise Refused(404, "NotFound", f'{kind.qualified} "{name}" not found') from None
 
     async def create(self, kind: Kind, namespace: str, document: Json) -> Json:
         """Raises: Refused(409 AlreadyExists)."""
@@ -87,7 +96,7 @@ class Store:
         metadata = made.setdefault("metadata", {})
         name = metadata["name"]
         if (namespace, name) in self._objects[kind]:
-            raise Refused(409, "AlreadyExists", f'{kind.plural} "{name}" already exists')
+            raise Refused(409, "AlreadyExists", f'{kind.qualified} "{name}" already exists')
         made["apiVersion"], made["kind"] = kind.api_version, kind.kind
         if kind.namespaced:
             metadata["namespace"] = namespace

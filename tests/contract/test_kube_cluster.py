@@ -26,6 +26,7 @@ from agent.ports import Cluster, Notice, NoticeKind, Site
 from sim.kube.faults import Fault, Rule
 from sim.kube.server import ApiServer, a_node, a_pod
 from sim.kube.store import ENI_CONFIGS, EVENTS, NODES, PODS
+from sim.kube.users import User
 from tests.contract.kube_access import access_by_kubeconfig, access_to
 
 DEADLINE_S = 10.0
@@ -305,7 +306,7 @@ async def test_in_a_pod_the_service_account_is_used(tmp_path: Path) -> None:
 
 
 async def test_a_kubeconfig_is_enough(server: ApiServer, tmp_path: Path) -> None:
-    server.token = "secret"
+    server.users = {"secret": User()}
     config = {
         "apiVersion": "v1",
         "kind": "Config",
@@ -362,7 +363,7 @@ async def test_a_kubeconfigs_plugin_is_run_again_when_its_token_ends(server: Api
         status = {"token": token, "expirationTimestamp": "2020-01-01T00:00:00Z"}
         answer = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": status}
         said.write_text(json.dumps(answer))
-        server.token = token
+        server.users = {token: User()}
 
     says("first")
     async with KubeApi(access_by_kubeconfig(path), user_agent="test") as api:
@@ -372,7 +373,7 @@ async def test_a_kubeconfigs_plugin_is_run_again_when_its_token_ends(server: Api
             await api.get("/api/v1/pods")
         await api.get("/api/v1/pods")
         said.write_text("nonsense")
-        server.token = "third"
+        server.users = {"third": User()}
         with pytest.raises(ClusterFailed, match="kubeconfig"):
             await api.get("/api/v1/pods")
 

@@ -20,6 +20,7 @@ from agent.kube.reflector import Reflector
 from sim.kube.faults import Fault, Rule
 from sim.kube.server import ApiServer, a_pod
 from sim.kube.store import PODS, Store
+from sim.kube.users import User
 from tests.contract.kube_access import access_to, an_authority
 
 DEADLINE_S = 10.0
@@ -270,20 +271,20 @@ async def test_the_token_is_read_again_when_it_is_replaced(server: ApiServer, tm
     file, now_s = tmp_path / "token", [0.0]
     file.write_text("old")
     (tmp_path / "ca.crt").write_bytes(an_authority("kubernetes").pem)
-    server.token = "old"
+    server.users = {"old": User()}
     policy = KubePolicy(node_name=NODE, service_host="127.0.0.1", service_port="443", endpoint=server.url)
     access = find(policy, service_account=tmp_path, clock=lambda: now_s[0])
     assert access is not None
     async with KubeApi(access, user_agent="test") as api:
         await api.get("/api/v1/pods")
         file.write_text("new")
-        server.token = "new"
+        server.users = {"new": User()}
         with pytest.raises(ClusterFailed) as refused:
             await api.get("/api/v1/pods")
         assert refused.value.cause is Cause.KUBERNETES_DENIED
         await api.get("/api/v1/pods")  # a 401 has it read at once
         file.write_text("newer")
-        server.token = "newer"
+        server.users = {"newer": User()}
         now_s[0] = 61.0
         await api.get("/api/v1/pods")
         file.write_text("a\nb")  # nothing that fits into a header

@@ -10,10 +10,18 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from sim.kube.store import ENI_CONFIGS, EVENTS, NODES, PODS, Json, Kind, Refused
+from sim.kube.store import CNI_NODES, ENI_CONFIGS, EVENTS, NODES, PODS, Json, Kind, Refused
 
 GRACE_S = 30
 """Default of a pod's `terminationGracePeriodSeconds`."""
+MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+_CUSTOM = frozenset({ENI_CONFIGS, CNI_NODES})
+
+
+def patch_types(kind: Kind) -> tuple[str, ...]:
+    """How an object of this kind may be patched; custom resources know no strategic merge patch."""
+    return (MERGE_PATCH,) if kind in _CUSTOM else (MERGE_PATCH, STRATEGIC_PATCH)
 
 
 def created(kind: Kind, namespace: str, document: Json) -> Json:

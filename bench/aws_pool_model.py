@@ -359,9 +359,8 @@ class AwsNode:
         yield 2.0
         pause_s = 0.5
         while True:
-            accepted = self.now_s >= gone_s
             yield self._call("DeleteNetworkInterface")
-            if accepted:
+            if self.now_s >= gone_s:  # EC2 looks when the request has come through, for us and for them
                 return
             yield pause_s * (1 + self.random.random() * 0.15)
             pause_s = min(pause_s * 2, 60)

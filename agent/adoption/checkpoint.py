@@ -15,7 +15,11 @@ NETWORK_NAME: Final = "aws-cni"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allocation:
-    """One address and who has it. allocated_ns: nanoseconds since the Unix epoch."""
+    """One address and who has it.
+
+    allocated_ns: nanoseconds since the Unix epoch. interface_count: of the pod; 0 where the version of the AWS plugin
+    that wrote the file does not count them (before 1.20).
+    """
 
     network: str
     container_id: str
@@ -24,6 +28,7 @@ class Allocation:
     allocated_ns: int
     namespace: str
     pod: str
+    interface_count: int = 0
 
 
 class CheckpointInvalid(ValueError):
@@ -75,6 +80,7 @@ def _allocation(index: int, entry: Any) -> Allocation:
         allocated_ns=int(entry.get("allocationTimestamp", 0)),
         namespace=values["k8sPodNamespace"],
         pod=values["k8sPodName"],
+        interface_count=int(metadata.get("interfacesCount", 0)),
     )
 
 
@@ -87,7 +93,11 @@ def render(allocations: Sequence[Allocation]) -> str:
             "ifName": each.ifname,
             "ipv4": str(each.address),
             "allocationTimestamp": each.allocated_ns,
-            "metadata": {"k8sPodNamespace": each.namespace, "k8sPodName": each.pod},
+            "metadata": {
+                "k8sPodNamespace": each.namespace,
+                "k8sPodName": each.pod,
+                **({"interfacesCount": each.interface_count} if each.interface_count else {}),
+            },
         }
         for each in allocations
     ]

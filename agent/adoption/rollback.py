@@ -107,7 +107,11 @@ def _our_removal(pods: Sequence[Pod], survey: Survey) -> tuple[Step, ...]:
 
 
 def allocations_of(pods: Sequence[Pod], kept: Sequence[Allocation], now_ns: int) -> tuple[Allocation, ...]:
-    """The AWS plugin's file for these pods. kept: the file set aside, for what the kernel does not know."""
+    """The AWS plugin's file for these pods. kept: the file set aside, for what the kernel does not know.
+
+    Pods that are not in it have one interface, which is written where the file set aside counts interfaces.
+    """
+    counted = min(1, max((each.interface_count for each in kept), default=0))
     before = {(each.container_id, each.ifname): each for each in kept}
     made = []
     for pod in pods:
@@ -120,6 +124,7 @@ def allocations_of(pods: Sequence[Pod], kept: Sequence[Allocation], now_ns: int)
             allocated_ns=old.allocated_ns if old else now_ns,
             namespace=pod.namespace,
             pod=pod.pod,
+            interface_count=old.interface_count if old else counted,
         )
         made.append(old if old and replace(old, allocated_ns=fresh.allocated_ns) == fresh else fresh)
     return tuple(made)

@@ -19,12 +19,11 @@ from typing import Any
 
 from aiohttp import web
 
-from sim.kube import strategy
+from sim.kube import discovery, strategy
 from sim.kube.faults import Fault, Faults, Rule
+from sim.kube.selectors import selector
 from sim.kube.store import EVENTS, KINDS, NODES, PODS, Json, Kind, Refused, Store, Write
 from sim.kube.users import User, authorize
-
-MERGE_PATCH = "application/merge-patch+json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +90,8 @@ class ApiServer:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         try:
+            if request.method == "GET" and (found := discovery.document(request.path)) is not None:
+                return web.json_response(found)
             target = _target(request.path)
             if target.kind in self.unserved:
                 return web.Response(status=404, text="404 page not found\n")
@@ -135,7 +136,8 @@ class ApiServer:
                     target.kind, target.namespace, strategy.created(target.kind, target.namespace, document)
                 )
             case "patch":
-                patch = strategy.patched(target.kind, await _body(request, MERGE_PATCH), subresource=target.subresource)
+                body = await _body(request, *strategy.patch_types(target.kind))
+                patch = strategy.patched(target.kind, body, subresource=target.subresource)
                 return await self.store.patch(target.kind, target.namespace, target.name, patch)
             case "delete":
                 return await self._delete(request, target)
@@ -164,12 +166,14 @@ class ApiServer:
                 f"Timeout: Too large resource version: {wanted}, current: {self.store.version}",
                 retry_after_s=1,
             )
-        fits = _selector(query.get("fieldSelector", ""), target)
+        fits = selector(query, target.namespace)
         return _collection(
             target.kind, [one for one in self.store.objects(target.kind) if fits(one)], self.store.version
         )
 
     async def _watch(self, request: web.Request, target: _Target, rule: Rule | None) -> web.StreamResponse:
+        _check_initial_events(request)
+        selector(request.query, target.namespace)  # refused before anything is sent
         version = int(request.query.get("resourceVersion") or 0)
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
@@ -202,14 +206,17 @@ class ApiServer:
             self._watches.discard(task)
 
     async def _stream(self, request: web.Request, response: web.StreamResponse, target: _Target, version: int) -> None:
-        fits = _selector(request.query.get("fieldSelector", ""), target)
-        bookmarks = request.query.get("allowWatchBookmarks") in {"1", "true"}
-        if version == 0:  # "start at any": what there is comes first
+        fits = selector(request.query, target.namespace)
+        bookmarks = _says(request, "allowWatchBookmarks")
+        initial = _says(request, "sendInitialEvents")
+        if initial or version == 0:  # "start at any": what there is comes first
             version = self.store.version
             for one in self.store.objects(target.kind):
                 if fits(one):
                     await response.write(_line({"type": "ADDED", "object": one}))
         began = self.store.version
+        if initial and bookmarks:
+            await response.write(_line(_bookmark(target.kind, version, ends_initial=True)))
         while True:
             try:
                 writes, version = list(self.store.since(target.kind, version)), self.store.version
@@ -283,7 +290,22 @@ def _target(path: str) -> _Target:
 
 
 def _is_watch(request: web.Request) -> bool:
-    return request.query.get("watch") in {"1", "true"}
+    return _says(request, "watch")
+
+
+def _says(request: web.Request, name: str) -> bool:
+    return request.query.get(name) in {"1", "true"}
+
+
+def _check_initial_events(request: web.Request) -> None:
+    """pkg/apis/meta/internalversion/validation: the two belong together."""
+    wanted, match = request.query.get("sendInitialEvents"), request.query.get("resourceVersionMatch")
+    if wanted is not None and match != "NotOlderThan":
+        raise Refused(422, "Invalid", "resourceVersionMatch: Forbidden: sendInitialEvents requires NotOlderThan")
+    if wanted is None and match:
+        raise Refused(
+            422, "Invalid", "resourceVersionMatch: Forbidden: is forbidden for watch unless sendInitialEvents"
+        )
 
 
 def _verb(request: web.Request, target: _Target) -> str:
@@ -296,30 +318,14 @@ def _verb(request: web.Request, target: _Target) -> str:
             return {"POST": "create", "PATCH": "patch", "DELETE": "delete"}.get(method, method.lower())
 
 
-async def _body(request: web.Request, content_type: str) -> Json:
-    if request.content_type != content_type:
-        raise Refused(415, "UnsupportedMediaType", f"{request.content_type}: use {content_type}")
+async def _body(request: web.Request, *content_types: str) -> Json:
+    if request.content_type not in content_types:
+        raise Refused(415, "UnsupportedMediaType", f"{request.content_type}: use {' or '.join(content_types)}")
     try:
         found = json.loads(await request.read())
     except ValueError as error:
         raise Refused(400, "BadRequest", f"not JSON: {error}") from error
     return dict(found)
-
-
-def _selector(text: str, target: _Target) -> Callable[[Json], bool]:
-    wanted = [part.split("=", 1) for part in text.split(",") if part]
-    for field, _ in wanted:
-        if field not in {"metadata.name", "spec.nodeName"}:
-            raise Refused(400, "BadRequest", f"field label not supported: {field}")
-
-    def fits(document: Json) -> bool:
-        if target.namespace and document["metadata"].get("namespace") != target.namespace:
-            return False
-        return all(
-            document.get(field.split(".")[0], {}).get(field.split(".")[1], "") == value for field, value in wanted
-        )
-
-    return fits
 
 
 def _event(write: Write, fits: Callable[[Json], bool]) -> Json | None:
@@ -334,15 +340,11 @@ def _event(write: Write, fits: Callable[[Json], bool]) -> Json | None:
     return None
 
 
-def _bookmark(kind: Kind, version: int) -> Json:
-    return {
-        "type": "BOOKMARK",
-        "object": {
-            "kind": kind.kind,
-            "apiVersion": kind.api_version,
-            "metadata": {"resourceVersion": str(version), "creationTimestamp": None},
-        },
-    }
+def _bookmark(kind: Kind, version: int, *, ends_initial: bool = False) -> Json:
+    metadata: Json = {"resourceVersion": str(version), "creationTimestamp": None}
+    if ends_initial:
+        metadata["annotations"] = {"k8s.io/initial-events-end": "true"}
+    return {"type": "BOOKMARK", "object": {"kind": kind.kind, "apiVersion": kind.api_version, "metadata": metadata}}
 
 
 def _collection(kind: Kind, items: list[Json], version: int) -> Json:

@@ -57,7 +57,8 @@ EVENTS = Kind(prefix="/apis/events.k8s.io/v1", plural="events", kind="Event", na
 ENI_CONFIGS = Kind(
     prefix="/apis/crd.k8s.amazonaws.com/v1alpha1", plural="eniconfigs", kind="ENIConfig", namespaced=False
 )
-KINDS = (PODS, NODES, EVENTS, ENI_CONFIGS)
+CNI_NODES = Kind(prefix="/apis/vpcresources.k8s.aws/v1alpha1", plural="cninodes", kind="CNINode", namespaced=False)
+KINDS = (PODS, NODES, EVENTS, ENI_CONFIGS, CNI_NODES)
 
 Key = tuple[str, str]
 

@@ -10,10 +10,18 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from sim.kube.store import ENI_CONFIGS, EVENTS, NODES, PODS, Json, Kind, Refused
+from sim.kube.store import CNI_NODES, ENI_CONFIGS, EVENTS, NODES, PODS, Json, Kind, Refused
 
 GRACE_S = 30
 """Default of a pod's `terminationGracePeriodSeconds`."""
+MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+_CUSTOM = frozenset({ENI_CONFIGS, CNI_NODES})
+
+
+def patch_types(kind: Kind) -> tuple[str, ...]:
+    """How an object of this kind may be patched; custom resources know no strategic merge patch."""
+    return (MERGE_PATCH,) if kind in _CUSTOM else (MERGE_PATCH, STRATEGIC_PATCH)
 
 
 def created(kind: Kind, namespace: str, document: Json) -> Json:
@@ -23,7 +31,7 @@ def created(kind: Kind, namespace: str, document: Json) -> Json:
     if kind is ENI_CONFIGS and (document.get("kind"), document.get("apiVersion")) != (kind.kind, kind.api_version):
         raise Refused(400, "BadRequest", f"the object provided is unrecognized (must be of type {kind.kind})")
     if kind is ENI_CONFIGS and not isinstance((document.get("spec") or {}).get("subnet"), str):
-        raise Refused(422, "Invalid", "ENIConfig is invalid: spec.subnet: Required value")
+        raise Refused(422, "Invalid", f"{_named(kind, document)} is invalid: spec.subnet: Required value")
     if kind is PODS:  # its status is the kubelet's
         return {**document, "status": {"phase": "Pending"}}
     return document
@@ -35,7 +43,7 @@ def patched(kind: Kind, patch: Mapping[str, Any], *, subresource: str) -> Json:
         return {key: value for key, value in patch.items() if key == "status"}
     if kind is EVENTS and set(patch) - {"series"}:
         changed = min(set(patch) - {"series"})
-        raise Refused(422, "Invalid", f"Event is invalid: {changed}: Invalid value: field is immutable")
+        raise Refused(422, "Invalid", f"Event.events.k8s.io is invalid: {changed}: Invalid value: field is immutable")
     if kind is EVENTS:
         check_series(patch)
     if kind in {PODS, NODES}:
@@ -75,7 +83,7 @@ def check_event(document: Json, namespace: str) -> None:
     deprecated = ("deprecatedCount", "deprecatedFirstTimestamp", "deprecatedLastTimestamp", "deprecatedSource")
     problems += [field for field in deprecated if document.get(field)]
     if problems:
-        raise Refused(422, "Invalid", f"Event is invalid: {', '.join(problems)}")
+        raise Refused(422, "Invalid", f"{_named(EVENTS, document)} is invalid: {', '.join(problems)}")
     check_series(document)
 
 
@@ -83,4 +91,9 @@ def check_series(document: Mapping[str, Any]) -> None:
     """Raises: Refused(422)."""
     series = document.get("series")
     if series is not None and (series.get("count", 0) < 2 or not series.get("lastObservedTime")):
-        raise Refused(422, "Invalid", "Event is invalid: series")
+        raise Refused(422, "Invalid", "Event.events.k8s.io is invalid: series")
+
+
+def _named(kind: Kind, document: Json) -> str:
+    name = (document.get("metadata") or {}).get("name", "")
+    return f'{kind.kind}{"." if kind.group else ""}{kind.group} "{name}"'

@@ -18,6 +18,7 @@ from typing import Final
 
 from bench import aws_layout
 from tests.kernel.acceptance.world import N2, SUBNET_CIDR, VPC_CIDR, Siting, World, attached
+from tests.kernel.datapath_node import Netns
 
 TABLE: Final = 2
 STREAM_PORT: Final = 8081
@@ -117,6 +118,7 @@ class Stream:
     count: int = 0
     waiting: bool = False
     broken: str = ""
+    left: bool = False
 
 
 @dataclass(slots=True)
@@ -135,11 +137,15 @@ class Streams:
 
     def open(self, world: World, name: str, client: str, server: str, target: IPv4Address, port: int) -> None:
         """One connection from `client` to target:port, where `server` listens on STREAM_PORT."""
-        with world.places[server].netns.entered():
+        self.connect(name, world.places[client].netns, world.places[server].netns, target, port)
+
+    def connect(self, name: str, client: Netns, server: Netns, target: IPv4Address, port: int) -> None:
+        """As `open`, between two network namespaces."""
+        with server.entered():
             listener = socket.create_server(("", STREAM_PORT), reuse_port=True)
         with listener:
             listener.settimeout(5)
-            with world.places[client].netns.entered():
+            with client.entered():
                 outgoing = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             self._stack.enter_context(outgoing)
             outgoing.settimeout(5)
@@ -150,6 +156,11 @@ class Streams:
             each.setblocking(False)
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.streams.append(Stream(name, outgoing, incoming))
+
+    def forget(self, name: str) -> None:
+        """Expect nothing more of the streams with this word in their names: an end of theirs goes away."""
+        for stream in self.streams:
+            stream.left = stream.left or name in stream.name.split()
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._drive)
@@ -170,9 +181,9 @@ class Streams:
 
     def wait_for(self, more: int) -> None:
         """Until every stream has come round so many times more."""
-        goals = [stream.count + more for stream in self.streams]
+        goals = [(stream, stream.count + more) for stream in self.streams if not stream.left]
         deadline_s = time.monotonic() + 60
-        while any(s.count < goal and not s.broken for s, goal in zip(self.streams, goals, strict=True)):
+        while any(stream.count < goal and not stream.broken for stream, goal in goals):
             assert time.monotonic() < deadline_s, "the streams stand still"
             self._stop.wait(0.01)
 
@@ -191,6 +202,8 @@ class Streams:
                 stream, kind = key.data
                 _turn(stream, kind, now_s)
             for stream in self.streams:
+                if stream.left:
+                    continue
                 if stream.waiting:
                     stream.gap_s = max(stream.gap_s, now_s - stream.sent_at_s)
                 elif not stream.broken and now_s - stream.sent_at_s >= _PERIOD_S:
@@ -211,7 +224,7 @@ def _turn(stream: Stream, kind: str, now_s: float) -> None:
     except BlockingIOError:
         return
     except OSError as exc:
-        stream.broken = stream.broken or str(exc)
+        stream.broken = stream.broken or ("" if stream.left else str(exc))
         stream.waiting = False
         return
     stream.gap_s = max(stream.gap_s, now_s - stream.sent_at_s)

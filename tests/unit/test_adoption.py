@@ -91,6 +91,18 @@ def test_the_file_is_read_and_written_as_the_aws_plugin_does() -> None:
     }
 
 
+def test_what_the_file_counts_of_a_pod_s_interfaces_is_kept() -> None:
+    """Version 1.23.2 writes `interfacesCount`, 1.15 does not: a file goes back as it came, with the pods made since."""
+    (pod,) = planning.plan_adoption([ALLOCATION], SURVEY, NAT).pods
+    since = replace(pod, container_id="c2", address=IPv4Address("10.0.0.22"))
+    for count in (0, 1):
+        old = replace(ALLOCATION, interface_count=count)
+        assert checkpoint.parse(checkpoint.render([old])) == (old,)
+        made = rollback.allocations_of([pod, since], [old], now_ns=99)
+        assert [each.interface_count for each in made] == [count, count]
+        assert made[0] == old
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [

@@ -21,7 +21,7 @@ from agent.kube.absent import NoCluster
 from agent.kube.cluster import KubeCluster
 from agent.kube.policy import KubePolicy
 from agent.node import Node, Policies
-from agent.ports import Cluster
+from agent.ports.cluster import Cluster
 from agent.runtime import allocator
 from agent.runtime.log import event_logger
 from agent.runtime.notify import notify_ready

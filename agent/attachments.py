@@ -23,7 +23,7 @@ from agent.errors import AgentError, Cause, Conflict, InvalidRequest, TryAgain
 from agent.ipam.ledger import Ledger
 from agent.ipam.model import Address, Attachment, AttachmentKey, Holder
 from agent.ipam.pool import Pool
-from agent.ports import Datapath, PodWiring, PortMapping, Shaping, Wired
+from agent.ports.datapath import Datapath, PodWiring, PortMapping, Shaping, Wired
 from agent.runtime.keyed_lock import KeyedLock
 from agent.runtime.log import bind_request, event_logger
 from agent.runtime.transactions import Transactions

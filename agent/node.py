@@ -35,7 +35,8 @@ from agent.ipam.pool import Pool
 from agent.ipam.recovery import recover
 from agent.kube import notices
 from agent.kube.surroundings import surroundings
-from agent.ports import Cluster, Repair
+from agent.ports.cluster import Cluster
+from agent.ports.datapath import Repair
 from agent.recorder import Recorder
 from agent.runtime.log import event_logger
 from agent.runtime.purpose import purpose

@@ -17,7 +17,7 @@ from typing import Final
 
 from agent.datapath import namespaces
 from agent.ipam.model import AttachmentKey, Eni, EniId, Holder, Instance, Mac, SubnetId
-from agent.ports import PodWiring
+from agent.ports.datapath import PodWiring
 
 VPC: Final = IPv4Network("10.0.0.0/16")
 SUBNET: Final = IPv4Network("10.0.0.0/20")

@@ -169,7 +169,7 @@ class MemoryCloud(Ec2Cloud):
 
 
 class MemoryMetadata:
-    """Implements `agent.ports.Metadata` on the model's view of IMDS. Counts reads as the real adapter makes them."""
+    """Implements `agent.ports.cloud.Metadata` on the model's view of IMDS. Counts reads as the real one makes them."""
 
     def __init__(self, vpc: Vpc, instance_id: str, *, clock: Callable[[], float]) -> None:
         self.read_count = 0

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from agent.errors import Cause, KernelFailed
 from agent.ipam.model import Address, AttachmentKey, Eni, Holder, Instance, Mac
-from agent.ports import AttachmentSeen, CoolingSeen, KernelSeen, PodWiring, Wired
+from agent.ports.datapath import AttachmentSeen, CoolingSeen, KernelSeen, PodWiring, Wired
 from sim.model.records import AddressesChanged, Change, EniAttached, EniDetached
 from sim.model.vpc import Vpc
 
@@ -28,7 +28,7 @@ class _Veth:
 
 
 class MemoryKernel:
-    """Implements `agent.ports.Datapath` for one instance of a simulated VPC."""
+    """Implements `agent.ports.datapath.Datapath` for one instance of a simulated VPC."""
 
     def __init__(self, vpc: Vpc, instance_id: str, *, clock: Callable[[], float]) -> None:
         self._vpc = vpc

@@ -22,7 +22,7 @@ from agent.datapath import namespaces
 from agent.datapath.kernel import KernelDatapath
 from agent.datapath.policy import DatapathPolicy
 from agent.ipam.model import AttachmentKey, Holder, Instance, Mac
-from agent.ports import PodWiring
+from agent.ports.datapath import PodWiring
 
 _POD_COUNT = 100
 _FIRST_ADDRESS = IPv4Address("10.0.1.0")

@@ -34,7 +34,7 @@ from agent.ipam.model import (
 from agent.ipam.plan import PoolPolicy
 from agent.ipam.pool import Pool
 from agent.ipam.recovery import recover
-from agent.ports import KernelSeen, PodWiring, Wired
+from agent.ports.datapath import KernelSeen, PodWiring, Wired
 from agent.runtime.reconciler import Reconciler
 from tests.ipam_builders import CIDR, M5_4XLARGE, SUBNET, a_holder, an_eni, ip, prefix, single
 

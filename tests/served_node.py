@@ -21,7 +21,7 @@ from agent.events.model import Kind
 from agent.ipam.model import Holder
 from agent.kube.absent import NoCluster
 from agent.node import Node, Parts
-from agent.ports import Cluster
+from agent.ports.cluster import Cluster
 from agent.runtime import log
 from agent.runtime.reconciler import Reconciler
 from agent.runtime.startup import Startup

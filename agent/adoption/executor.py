@@ -22,7 +22,7 @@ from agent.datapath import layout
 from agent.datapath.desired import alias_of
 from agent.errors import Cause, InvalidRequest, KernelFailed
 from agent.ipam.model import AttachmentKey, Eni, EniId, Holder, Instance, SubnetId
-from agent.ports import Datapath
+from agent.ports.datapath import Datapath
 
 KEPT_SUFFIX: Final = ".before-enoki"
 

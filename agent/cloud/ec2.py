@@ -1,4 +1,4 @@
-"""EC2 for one instance: `agent.ports.Cloud` on aiobotocore.
+"""EC2 for one instance: `agent.ports.cloud.Cloud` on aiobotocore.
 
 One client for the life of the agent, with a model of the actions it calls and no others; one request per try:
 the SDK's own retries are off, because the pool loop retries and must see every throttle. Region from the instance;
@@ -34,7 +34,7 @@ from agent.cloud.removal import Patience
 from agent.cloud.sweep import LeakSweep
 from agent.errors import AgentError, Cause, CloudFailed, CloudGone, Evidence
 from agent.ipam.model import Block, BlockKind, Eni, EniId, Instance, InstanceLimits, Mac, Subnet, SubnetId
-from agent.ports import Metadata
+from agent.ports.cloud import Metadata
 from agent.runtime.log import event_logger
 from agent.runtime.purpose import purpose
 from agent.runtime.transactions import Transactions
@@ -65,7 +65,7 @@ _DRAIN_S = 8.0
 
 
 class Ec2Cloud:
-    """Implements `agent.ports.Cloud`. Use as an async context manager; the methods work inside only."""
+    """Implements `agent.ports.cloud.Cloud`. Use as an async context manager; the methods work inside only."""
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from agent.cloud.policy import CloudPolicy
 from agent.cloud.removal import Patience, remove
 from agent.errors import AgentError, Cause, CloudFailed
 from agent.ipam.model import BlockKind, EniId, Instance, Mac, SubnetId
-from agent.ports import Metadata
+from agent.ports.cloud import Metadata
 from agent.runtime.log import event_logger
 
 if TYPE_CHECKING:

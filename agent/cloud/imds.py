@@ -1,4 +1,4 @@
-"""The instance metadata service, version 2: `agent.ports.Metadata` on aiohttp.
+"""The instance metadata service, version 2: `agent.ports.cloud.Metadata` on aiohttp.
 
 EC2 User Guide, "Use the Instance Metadata Service": a PUT to /latest/api/token with the wanted life in seconds gives a
 token; every GET carries it; 401 means the token is not valid (any more). Answers are plain text; a list has one item
@@ -42,7 +42,7 @@ class _Unanswered(Exception):
 
 
 class ImdsMetadata:
-    """Implements `agent.ports.Metadata`. Use as an async context manager; the methods work inside only."""
+    """Implements `agent.ports.cloud.Metadata`. Use as an async context manager; the methods work inside only."""
 
     def __init__(self, *, endpoint: str = DEFAULT_ENDPOINT, clock: Callable[[], float] = monotonic) -> None:
         """endpoint: scheme and authority. clock: monotonic seconds, for the token's life."""

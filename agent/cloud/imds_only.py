@@ -1,6 +1,6 @@
 """A node whose ENIs and addresses somebody else provides, and which never asks EC2: everything comes from IMDS.
 
-Implements `agent.ports.Cloud` for ENABLE_IMDS_ONLY_MODE. IMDS lags behind EC2 and has neither tags nor interface
+Implements `agent.ports.cloud.Cloud` for ENABLE_IMDS_ONLY_MODE. IMDS lags behind EC2 and has neither tags nor interface
 types, so an ENI with an address is taken for one that pods may use, and changes cannot be made. What IMDS lists and the
 kernel has no link for is not used: its set-up waits for the link.
 """

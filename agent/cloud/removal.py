@@ -17,7 +17,7 @@ from itertools import count
 from agent.cloud.errors import says_in_use
 from agent.errors import AgentError, Cause, CloudDenied, CloudFailed, CloudGone
 from agent.ipam.model import EniId, Mac
-from agent.ports import Metadata
+from agent.ports.cloud import Metadata
 from agent.runtime.log import event_logger
 
 _log = event_logger(__name__)

@@ -1,6 +1,6 @@
 """The kernel of this node: links, routes, rules, namespaces, one nftables table.
 
-kernel.py       the `Datapath` of agent/ports.py: an async face over the threads of threads.py, which block
+kernel.py       the `Datapath` of agent/ports: an async face over the threads of threads.py, which block
 ├── pods.py     wire and unwire one attachment; compare.py is CHECK
 ├── enis.py     the node itself and its ENIs
 ├── seen.py     what the kernel holds now

@@ -14,7 +14,7 @@ from typing import Final
 from agent.datapath import layout
 from agent.datapath.elements import Element, ElementSocket, add_elements, delete_elements
 from agent.datapath.netlink import NetlinkRefused
-from agent.ports import CoolingSeen
+from agent.ports.datapath import CoolingSeen
 
 _PUT_ATTEMPTS: Final = 4
 

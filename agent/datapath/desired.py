@@ -12,7 +12,7 @@ from agent.datapath import layout
 from agent.datapath.policy import DatapathPolicy
 from agent.errors import Cause, KernelFailed
 from agent.ipam.model import Address, AttachmentKey, Eni, Holder, Mac
-from agent.ports import PodWiring, Shaping, Wired
+from agent.ports.datapath import PodWiring, Shaping, Wired
 
 AF_INET = 2
 AF_INET6 = 10

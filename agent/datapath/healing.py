@@ -23,7 +23,7 @@ from agent.datapath.look import carry_out, look
 from agent.datapath.memory import HostMemory
 from agent.datapath.netlink import NetlinkRefused, NetlinkSocket
 from agent.errors import KernelFailed
-from agent.ports import Repair
+from agent.ports.datapath import Repair
 from agent.runtime.log import event_logger
 
 log = event_logger(__name__)

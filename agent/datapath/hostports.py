@@ -18,7 +18,7 @@ from agent.datapath import layout
 from agent.datapath.elements import Element, ElementSocket, add_elements, delete_elements
 from agent.errors import Cause, TryAgain
 from agent.ipam.model import Address, Holder
-from agent.ports import PortMapping, Transport
+from agent.ports.datapath import PortMapping, Transport
 
 _NUMBER: Final = {Transport.TCP: 6, Transport.UDP: 17, Transport.SCTP: 132}
 _TRANSPORT: Final = {number: transport for transport, number in _NUMBER.items()}

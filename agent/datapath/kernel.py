@@ -40,7 +40,7 @@ from agent.datapath.releases import Releases
 from agent.datapath.threads import DEADLINE_S, KernelThreads
 from agent.errors import Cause, InvalidRequest, KernelFailed
 from agent.ipam.model import Address, AttachmentKey, Eni, Instance, Mac
-from agent.ports import (
+from agent.ports.datapath import (
     AttachmentSeen,
     CoolingSeen,
     KernelSeen,
@@ -60,7 +60,7 @@ _Result = TypeVar("_Result")
 
 
 class KernelDatapath:
-    """The kernel of the network namespace this process runs in. Implements `agent.ports.Datapath`.
+    """The kernel of the network namespace this process runs in. Implements `agent.ports.datapath.Datapath`.
 
     One event loop. `run` must be running for `wait_for_eni_link`, for subscribers, and for released links to be
     deleted.
@@ -191,7 +191,10 @@ class KernelDatapath:
         await self._threads.with_route(f"deleting {host_ifname}", pods.discard, host_ifname)
 
     async def trace(self, host_ifname: str, source: Address, destination: Address) -> PathSeen:
-        """See `agent.ports.PathTracer`."""
+        """The path of the first packet of a connection that comes in by `host_ifname`; none is sent.
+
+        Raises: InvalidRequest(attachment_missing) when there is no such link; KernelFailed.
+        """
         what = f"tracing {source} to {destination}"
         table = await self._threads.nftables(what, trace.read_table)
         return await self._threads.with_route(what, trace.trace, table, host_ifname, source, destination)

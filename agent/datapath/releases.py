@@ -16,7 +16,7 @@ from typing import Final
 from agent.datapath import conntrack, pods, released
 from agent.datapath.threads import KernelThreads
 from agent.errors import KernelFailed
-from agent.ports import CoolingSeen
+from agent.ports.datapath import CoolingSeen
 
 _log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from agent.datapath import layout
 from agent.datapath.policy import DatapathPolicy, SnatPort
-from agent.ports import CoolingSeen
+from agent.ports.datapath import CoolingSeen
 
 _TABLE = f"{layout.NFT_FAMILY} {layout.NFT_TABLE}"
 _GROUPS = f"{layout.POD_GROUPS.start}-{layout.POD_GROUPS.stop - 1}"

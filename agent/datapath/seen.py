@@ -10,7 +10,7 @@ from agent.datapath.desired import AF_INET, AF_INET6, holder_of
 from agent.datapath.messages import LinkSeen, PodRouteSeen, RouteSeen
 from agent.datapath.netlink import NetlinkRefused, NetlinkSocket
 from agent.ipam.model import Address, AttachmentKey, Holder, Mac
-from agent.ports import AttachmentSeen
+from agent.ports.datapath import AttachmentSeen
 
 _NOBODY = Holder(key=AttachmentKey(container_id="", ifname=""), namespace="", pod="")
 

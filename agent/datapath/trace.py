@@ -25,7 +25,7 @@ from agent.datapath.messages import LinkSeen
 from agent.datapath.netlink import HEADER, NLM_F_REQUEST, Message, NetlinkRefused, NetlinkSocket
 from agent.errors import Cause, InvalidRequest
 from agent.ipam.model import Address, Mac
-from agent.ports import PathSeen
+from agent.ports.datapath import PathSeen
 
 _RTM_GETROUTE: Final = 26
 _RTM_F_LOOKUP_TABLE: Final = 0x1000
@@ -118,7 +118,7 @@ def mark_of(table: TableRead, packet: Packet, *, is_local: bool) -> tuple[int, t
 
 
 def trace(route: NetlinkSocket, table: TableRead, host_ifname: str, source: Address, destination: Address) -> PathSeen:
-    """See `agent.ports.PathTracer`.
+    """See `KernelDatapath.trace`.
 
     Raises: InvalidRequest, NetlinkRefused, OSError.
     """

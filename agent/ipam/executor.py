@@ -21,7 +21,8 @@ from agent.ipam.lookout import Lookout, exhausted
 from agent.ipam.model import BlockKind, Eni, EniId, SubnetId
 from agent.ipam.plan import Action, AssignBlocks, CreateEni, ReleaseEni, UnassignBlocks
 from agent.ipam.trouble import CREATE_ENI, GROW, SHRINK, align_scope, eni_scope
-from agent.ports import Cloud, Datapath
+from agent.ports.cloud import Cloud
+from agent.ports.datapath import Datapath
 from agent.runtime.log import bind_request, event_logger
 from agent.runtime.purpose import purpose
 

@@ -21,7 +21,7 @@ from agent.ipam.ledger import Ledger
 from agent.ipam.model import AddressState, BlockKind, Finding, Subnet, SubnetId
 from agent.ipam.plan import CreateEni, Plan
 from agent.ipam.trouble import DESCRIBE_ENIS, DESCRIBE_SUBNETS, prefix_scope, subnet_scope
-from agent.ports import Cloud
+from agent.ports.cloud import Cloud
 from agent.runtime.log import event_logger
 from agent.runtime.purpose import purpose
 

@@ -36,7 +36,8 @@ from agent.ipam.planner import plan
 from agent.ipam.shortage import explain
 from agent.ipam.trouble import CREATE_ENI, DESCRIBE_ENIS, GROW, SHRINK, SITE, Trouble
 from agent.ipam.waiters import Waiter, Waiters
-from agent.ports import Cloud, Datapath
+from agent.ports.cloud import Cloud
+from agent.ports.datapath import Datapath
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

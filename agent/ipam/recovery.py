@@ -14,7 +14,7 @@ from agent.errors import Cause, CloudGone
 from agent.ipam.ledger import DENSEST, Ledger
 from agent.ipam.model import Eni, Finding, FindingKind
 from agent.ipam.placement import PlacementPolicy
-from agent.ports import AttachmentSeen, KernelSeen
+from agent.ports.datapath import AttachmentSeen, KernelSeen
 
 PRIMARY_AGAIN_S = 1.0
 """When to describe again after one that lacked the primary ENI: a new instance shows up within seconds."""

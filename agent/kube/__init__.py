@@ -8,7 +8,7 @@ library.py      kubernetes-asyncio, as far as it is used
 ├── demand.py       pure: which pods will ask for an address; which attachments have no pod any more
 ├── siting.py       pure: where new ENIs go under custom networking
 ├── outbox.py       pure: which reports become events, and when
-└── cluster.py      the `Cluster` of agent/ports.py
+└── cluster.py      the `Cluster` of agent/ports
 absent.py       the `Cluster` of a node without Kubernetes
 
 Kubernetes adds knowledge and is never a condition: whatever is asked of this room is answered at once, from what it

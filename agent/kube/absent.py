@@ -1,4 +1,4 @@
-"""A node without Kubernetes: `agent.ports.Cluster` that knows nothing and wants nothing."""
+"""A node without Kubernetes: `agent.ports.cluster.Cluster` that knows nothing and wants nothing."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 from agent.errors import AgentError, Cause, ClusterFailed
 from agent.ipam.model import Attachment, Finding
-from agent.ports import ClusterView, Notice, PodFacts, PodName, Site
+from agent.ports.cluster import ClusterView, Notice, PodFacts, PodName, Site
 
 
 class NoCluster:
-    """Implements `agent.ports.Cluster`.
+    """Implements `agent.ports.cluster.Cluster`.
 
     custom_networking: whether settings ask for what only Kubernetes can answer.
     """

@@ -1,4 +1,4 @@
-"""`agent.ports.Cluster` on an API server: three collections, one outbox, one annotation.
+"""`agent.ports.cluster.Cluster` on an API server: three collections, one outbox, one annotation.
 
 Nothing here waits for the API server on behalf of anybody else. What has not been seen is not known (no demand
 announced, schedulable, no ENIConfig); what has been seen is believed until something newer comes.
@@ -21,7 +21,7 @@ from agent.kube.api import KubeApi
 from agent.kube.objects import EniConfig, NodeFacts, Pod
 from agent.kube.policy import KubePolicy
 from agent.kube.reflector import Reflector, pause_s
-from agent.ports import ClusterView, Notice, NoticeKind, PodFacts, PodName, Site
+from agent.ports.cluster import ClusterView, Notice, NoticeKind, PodFacts, PodName, Site
 from agent.runtime.log import event_logger
 
 log = event_logger(__name__)
@@ -35,7 +35,7 @@ Find = Callable[[KubePolicy], access.Access | None]
 
 
 class KubeCluster:
-    """Implements `agent.ports.Cluster`. `policy.node_name` must not be empty.
+    """Implements `agent.ports.cluster.Cluster`. `policy.node_name` must not be empty.
 
     find: where the API server is. clock: monotonic seconds. now: the wall clock, in UTC. draw: in [0, 1).
     """

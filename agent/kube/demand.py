@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from agent.ipam.model import Attachment, Finding, FindingKind
 from agent.kube.objects import Pod
-from agent.ports import PodName
+from agent.ports.cluster import PodName
 
 POD_GONE_S = 300.0
 """How long an attachment may outlive its pod before that is worth a word: a DEL that has to be repeated takes a minute

@@ -12,7 +12,7 @@ from dataclasses import replace
 from agent.errors import AgentError, Cause
 from agent.ipam.model import InstanceLimits
 from agent.ipam.trouble import Trouble
-from agent.ports import Notice, NoticeKind
+from agent.ports.cluster import Notice, NoticeKind
 
 Key = tuple[NoticeKind, str]
 

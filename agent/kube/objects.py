@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agent.ports import PodFacts
+from agent.ports.cluster import PodFacts
 
 Json = Mapping[str, Any]
 

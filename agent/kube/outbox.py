@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from agent.ports import Notice, NoticeKind
+from agent.ports.cluster import Notice, NoticeKind
 
 MAX_STATES = 64
 """States kept at a time; a new one beyond them takes the place of the one reported longest ago."""

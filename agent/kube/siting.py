@@ -12,7 +12,7 @@ from agent.errors import AgentError, Cause, ClusterFailed
 from agent.ipam.model import SubnetId
 from agent.kube.objects import EniConfig, NodeFacts
 from agent.kube.policy import KubePolicy
-from agent.ports import Site
+from agent.ports.cluster import Site
 
 EXTERNAL_LABEL = "vpc.amazonaws.com/externalEniConfig"
 DEFAULT_NAME = "default"

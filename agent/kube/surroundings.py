@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agent.errors import AgentError
 from agent.ipam.plan import EniSite, Surroundings
-from agent.ports import Cluster, Site
+from agent.ports.cluster import Cluster, Site
 
 
 def surroundings(cluster: Cluster) -> Surroundings:

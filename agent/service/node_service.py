@@ -16,7 +16,8 @@ from agent.events.model import Kind, Scalar
 from agent.ipam.model import AttachmentKey, Holder
 from agent.ipam.pool import as_failure
 from agent.node import Node, Parts
-from agent.ports import PortMapping, Shaping, Site, Transport
+from agent.ports.cluster import Site
+from agent.ports.datapath import PortMapping, Shaping, Transport
 from agent.recorder import holder_fields
 from agent.runtime.log import bind_request, event_logger
 from agent.runtime.reconciler import Reconciler

@@ -19,7 +19,7 @@ from agent.events.store import EventStore
 from agent.ipam.model import Attachment
 from agent.ipam.pool import as_failure
 from agent.node import Node, Parts
-from agent.ports import PathSeen
+from agent.ports.datapath import PathSeen
 from agent.runtime import log
 from agent.service import explain
 from agent.service.configuration import config_view
@@ -188,7 +188,7 @@ class AgentOperators(ABC):
         )
 
     async def trace(self, namespace: str, pod: str, to: Address) -> TraceView:
-        """See `agent.ports.PathTracer`."""
+        """See `KernelDatapath.trace`."""
         parts = self._parts()
         if to.is_unspecified or to.is_multicast or to.is_loopback or to == _BROADCAST:
             raise Problem(422, "Not traced", f"{to} is no unicast address that a pod's packet could leave with")

@@ -11,7 +11,7 @@ from agent.cloud.budget import WITHHELD, ActionBudget
 from agent.errors import AgentError, InvalidRequest
 from agent.events.model import Event
 from agent.ipam.plan import Action
-from agent.ports import PathSeen
+from agent.ports.datapath import PathSeen
 from api.event_schemas import EventView
 from api.node_schemas import ActionBudgetView, ActionView, BudgetView, CallCount
 from api.problems import Problem

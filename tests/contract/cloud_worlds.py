@@ -25,7 +25,7 @@ from agent.cloud.ec2 import Ec2Cloud
 from agent.cloud.policy import CloudPolicy
 from agent.cloud.removal import Patience
 from agent.ipam.model import BlockKind, Eni, Instance, Mac, SubnetId
-from agent.ports import Cloud, Metadata
+from agent.ports.cloud import Cloud, Metadata
 from sim.ec2.app import create_app
 from sim.ec2.calls import CallLog, CallRecord
 from sim.ec2.latency import Latency

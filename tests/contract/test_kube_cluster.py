@@ -22,7 +22,7 @@ from agent.kube.access import Access
 from agent.kube.api import KubeApi
 from agent.kube.cluster import POD_IPS, KubeCluster
 from agent.kube.policy import KubePolicy
-from agent.ports import Cluster, Notice, NoticeKind, Site
+from agent.ports.cluster import Cluster, Notice, NoticeKind, Site
 from sim.kube.faults import Fault, Rule
 from sim.kube.server import ApiServer, a_node, a_pod
 from sim.kube.store import ENI_CONFIGS, EVENTS, NODES, PODS

@@ -8,7 +8,7 @@ import yaml
 
 from agent.kube.cluster import KubeCluster
 from agent.kube.policy import KubePolicy
-from agent.ports import Notice, NoticeKind
+from agent.ports.cluster import Notice, NoticeKind
 from sim.kube.server import ApiServer, a_node, a_pod
 from sim.kube.store import ENI_CONFIGS, KINDS, NODES, PODS
 from sim.kube.users import Permission

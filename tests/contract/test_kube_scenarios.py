@@ -16,7 +16,7 @@ from agent.kube.api import KubeApi
 from agent.kube.cluster import POD_IPS, KubeCluster
 from agent.kube.outbox import REPEAT_S
 from agent.kube.policy import KubePolicy
-from agent.ports import Notice, NoticeKind, Site
+from agent.ports.cluster import Notice, NoticeKind, Site
 from sim.kube.server import a_node, a_pod
 from sim.kube.store import ENI_CONFIGS, EVENTS, NODES, PODS, Json
 from tests.contract.kube_servers import ROLE, KubeServer, RequestFailed

@@ -26,7 +26,8 @@ from agent.kube.cluster import POD_IPS, KubeCluster
 from agent.kube.outbox import MAX_STATES
 from agent.kube.policy import KubePolicy
 from agent.kube.surroundings import surroundings
-from agent.ports import Notice, NoticeKind, PodWiring, Wired
+from agent.ports.cluster import Notice, NoticeKind
+from agent.ports.datapath import PodWiring, Wired
 from agent.runtime.reconciler import Backoff, Reconciler
 from sim.kube.faults import Fault, Rule
 from sim.kube.server import ApiServer, a_node, a_pod

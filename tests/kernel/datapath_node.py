@@ -28,7 +28,7 @@ from agent.datapath import namespaces
 from agent.datapath.kernel import KernelDatapath
 from agent.datapath.policy import DatapathPolicy
 from agent.ipam.model import Address, AttachmentKey, Eni, EniId, Holder, Instance, Mac, SubnetId
-from agent.ports import PodWiring
+from agent.ports.datapath import PodWiring
 
 PRIMARY_MAC = Mac("02:aa:00:00:00:10")
 SECONDARY_MAC = Mac("02:aa:00:00:00:20")

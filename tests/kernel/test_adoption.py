@@ -19,7 +19,7 @@ from agent.datapath.kernel import KernelDatapath
 from agent.datapath.policy import DatapathPolicy
 from agent.errors import InvalidRequest
 from agent.ipam.model import AttachmentKey, Holder
-from agent.ports import PodWiring, Repair
+from agent.ports.datapath import PodWiring, Repair
 from bench import aws_layout
 from tests.kernel.acceptance.probe import ANSWER_S, ask
 from tests.kernel.acceptance.probe import Path as Route

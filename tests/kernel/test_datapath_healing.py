@@ -16,7 +16,7 @@ import pytest
 from agent.datapath.damping import wait_s
 from agent.datapath.kernel import KernelDatapath
 from agent.datapath.policy import DatapathPolicy
-from agent.ports import PortMapping, Repair, Shaping, Transport
+from agent.ports.datapath import PortMapping, Repair, Shaping, Transport
 from tests.kernel.datapath_node import (
     INTERNET,
     NODE,

@@ -17,7 +17,7 @@ import pytest
 from agent.datapath.kernel import KernelDatapath
 from agent.datapath.policy import DatapathPolicy
 from agent.errors import Cause, InvalidRequest, TryAgain
-from agent.ports import PodWiring, PortMapping, Transport
+from agent.ports.datapath import PodWiring, PortMapping, Transport
 from tests.kernel.datapath_node import (
     INTERNET,
     NODE,

@@ -15,7 +15,7 @@ from agent.datapath import conntrack, releases
 from agent.datapath.kernel import KernelDatapath
 from agent.datapath.netlink import NETLINK_NETFILTER, NetlinkSocket
 from agent.errors import InvalidRequest
-from agent.ports import PodWiring, Shaping
+from agent.ports.datapath import PodWiring, Shaping
 from tests.kernel.datapath_node import (
     INTERNET,
     NODE,

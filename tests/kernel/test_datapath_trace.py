@@ -11,7 +11,7 @@ from agent.datapath.kernel import KernelDatapath
 from agent.datapath.trace import Packet, TableRead, mark_of
 from agent.errors import Cause, InvalidRequest
 from agent.ipam.model import Address
-from agent.ports import PathSeen
+from agent.ports.datapath import PathSeen
 from tests.kernel.datapath_node import (
     INTERNET,
     NODE,

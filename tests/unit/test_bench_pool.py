@@ -9,7 +9,7 @@ import pytest
 
 from agent.ipam.model import AttachmentKey, Holder
 from agent.ipam.plan import PoolPolicy
-from agent.ports import PodWiring
+from agent.ports.datapath import PodWiring
 from bench import pool_traces as traces
 from bench.aws_pool_model import AwsCapacity, AwsNode, AwsTargets
 from bench.pool_aws_delays import ASSUMED_DELAYS

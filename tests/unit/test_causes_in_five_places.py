@@ -16,7 +16,7 @@ import pytest
 from agent.errors import AgentError, Cause, ClusterFailed, Conflict, InvalidRequest, KernelFailed, TryAgain
 from agent.ipam.plan import PoolPolicy, Surroundings
 from agent.kube.absent import NoCluster
-from agent.ports import ClusterView, Site
+from agent.ports.cluster import ClusterView, Site
 from sim.faults import Fault
 from tests.served_node import ServedNode, Told, logged
 from tests.unit.test_cloud_fault_matrix import ASSIGN, FAILURES, GROWTH, SHRINK, Failure, refused

@@ -26,7 +26,7 @@ from agent.datapath.names import install_names
 from agent.datapath.policy import DatapathPolicy
 from agent.errors import KernelFailed
 from agent.ipam.model import AttachmentKey, Eni, EniId, Holder, Mac, SubnetId
-from agent.ports import PodWiring
+from agent.ports.datapath import PodWiring
 
 KEY = AttachmentKey(container_id="c" * 64, ifname="eth0")
 HOLDER = Holder(key=KEY, namespace="default", pod="web-0")

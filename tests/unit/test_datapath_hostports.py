@@ -12,7 +12,7 @@ from agent.datapath.elements import COMMENT_BYTES, Element, add_elements, parse_
 from agent.datapath.hostports import HostPort, host_port_of, install_text, owner_of, wanted_elements
 from agent.datapath.netlink import HEADER, Message, attribute
 from agent.ipam.model import AttachmentKey, Holder
-from agent.ports import PortMapping, Transport
+from agent.ports.datapath import PortMapping, Transport
 
 POD, OTHER, NODE = IPv4Address("10.0.0.11"), IPv4Address("10.0.0.12"), IPv4Address("10.0.0.10")
 

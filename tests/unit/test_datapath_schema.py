@@ -11,7 +11,7 @@ import pytest
 
 from agent.datapath import schema
 from agent.datapath.policy import DatapathPolicy, SnatPort
-from agent.ports import CoolingSeen
+from agent.ports.datapath import CoolingSeen
 
 NODE = IPv4Address("10.0.0.10")
 VPC = (IPv4Network("10.0.0.0/16"), IPv4Network("100.64.0.0/16"))

@@ -10,7 +10,7 @@ from agent.errors import AgentError, Cause, CloudDenied, CloudFailed, CloudLimit
 from agent.ipam.model import InstanceLimits
 from agent.ipam.trouble import Trouble
 from agent.kube.notices import AGAIN_S, Key, Reported, of_repair, pod_capacity, states
-from agent.ports import Notice, NoticeKind
+from agent.ports.cluster import Notice, NoticeKind
 
 M5_LARGE = InstanceLimits(instance_type="m5.large", eni_count=3, addresses_per_eni=10)
 

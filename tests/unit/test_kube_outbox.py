@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from agent.kube import outbox
 from agent.kube.outbox import BURST, MAX_STATES, REFILL_S, REPEAT_S, Create, Outbox, Repeat
-from agent.ports import Notice, NoticeKind
+from agent.ports.cluster import Notice, NoticeKind
 from sim.kube.strategy import check_event
 
 NODE = {"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "u"}

@@ -12,7 +12,7 @@ from agent.ipam.model import Attachment, AttachmentKey, EniId, FindingKind, Hold
 from agent.kube import demand, objects, siting
 from agent.kube.objects import EniConfig, NodeFacts, Pod
 from agent.kube.policy import KubePolicy
-from agent.ports import PodName, Site
+from agent.ports.cluster import PodName, Site
 
 SANDBOX_READY = "PodReadyToStartContainers"
 

@@ -1,23 +1,18 @@
+"""How the pool grows."""
+
 from __future__ import annotations
 
-import csv
 from dataclasses import replace
-from ipaddress import IPv4Address
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from agent.ipam.account import READY_GRACE_S
 from agent.ipam.growing import growth_quantum
-from agent.ipam.model import BlockKind, BlockUsage, EniUsage, InstanceLimits, Subnet, SubnetId
+from agent.ipam.model import BlockKind, InstanceLimits, Subnet
 from agent.ipam.plan import (
     AssignBlocks,
     CreateEni,
-    Observation,
     PoolPolicy,
-    ReleaseEni,
-    UnassignBlocks,
 )
 from agent.ipam.planner import plan
 from tests.ipam_builders import (
@@ -30,143 +25,8 @@ from tests.ipam_builders import (
     T3_SMALL,
     an_eni,
     eni_id,
-    ip,
-    prefix,
-    single,
 )
-from tests.pool_simulation import SimulatedNode
-
-IP_TARGETS = PoolPolicy(warm_ip_target=5, minimum_ip_target=10)
-OLD_S = 10_000.0
-
-
-def usage(
-    device: int = 0,
-    *,
-    held: int = 0,
-    free: int = 0,
-    cooling: int = 0,
-    prefixes: tuple[int, ...] = (),
-    **changes: object,
-) -> EniUsage:
-    """An ENI with so many secondary addresses, and prefixes with so many of their addresses held."""
-    start = 100 * (device + 1)
-    singles = [single(ip(start + n)) for n in range(free + held + cooling)]
-    slots = [
-        BlockUsage(block=block, listed_count=1, busy_count=n >= free, free_count=n < free, changed_s=0.0)
-        for n, block in enumerate(singles)
-    ]
-    slots += [
-        BlockUsage(block=prefix(start + n), listed_count=16, busy_count=busy, free_count=16 - busy, changed_s=0.0)
-        for n, busy in enumerate(prefixes)
-    ]
-    made = EniUsage(
-        eni=an_eni(device),
-        ready=True,
-        leaving=False,
-        since_s=0.0,
-        held_count=held + sum(prefixes),
-        cooling_count=cooling,
-        quarantined_count=0,
-        retiring_count=0,
-        free=tuple(ip(start + n) for n in range(free))
-        + tuple(address for n, busy in enumerate(prefixes) for address in prefix(start + n).addresses()[busy:]),
-        blocks=tuple(slots),
-    )
-    return replace(made, **changes)  # type: ignore[arg-type]
-
-
-def seen(*enis: EniUsage, limits: InstanceLimits = M5_4XLARGE, **changes: object) -> Observation:
-    """Long quiet, with the present demand as the peak, unless `changes` say otherwise."""
-    demand = sum(eni.busy_count for eni in enis)
-    made = Observation(
-        now_s=OLD_S,
-        limits=limits,
-        enis=enis,
-        peak_demand_count=demand,
-        peak_eni_demand_count=demand,
-        quiet_s=OLD_S,
-        watched_s=OLD_S,
-    )
-    return replace(made, **changes)  # type: ignore[arg-type]
-
-
-def actions(observation: Observation, policy: PoolPolicy = IP_TARGETS) -> list[object]:
-    """Without the reasons."""
-    return [replace(action, reason="") for action in plan(observation, policy).actions]
-
-
-def assign(device: int, count: int) -> AssignBlocks:
-    return AssignBlocks(eni_id=eni_id(device), kind=BlockKind.IPV4_ADDRESS, count=count, reason="")
-
-
-def unassign(device: int, *addresses: IPv4Address) -> UnassignBlocks:
-    return UnassignBlocks(eni_id=eni_id(device), blocks=tuple(single(one) for one in addresses), reason="")
-
-
-def create(device: int, count: int, subnet_id: SubnetId = SUBNET) -> CreateEni:
-    return CreateEni(device=device, subnet_id=subnet_id, kind=BlockKind.IPV4_ADDRESS, count=count, reason="")
-
-
-# ---- The settled states that the AWS plugin documents (docs/eni-and-ip-target.md)
-
-_TYPES = {one.instance_type: one for one in (T3_SMALL, P3DN_24XLARGE)}
-
-
-def settled_states() -> list[object]:
-    """limits, policy, pods, ENIs, addresses, unused: the rows of tests/warm_targets.csv."""
-    lines = (Path(__file__).parent.parent / "warm_targets.csv").read_text(encoding="utf-8").splitlines()
-    rows = csv.DictReader(line for line in lines if not line.startswith("#"))
-    return [
-        pytest.param(
-            _TYPES[row["instance_type"]],
-            PoolPolicy(
-                warm_eni_target=_target(row["warm_eni"], unset=1),
-                warm_ip_target=_target(row["warm_ip"]),
-                minimum_ip_target=_target(row["minimum_ip"]),
-            ),
-            *(int(row[name]) for name in ("pods", "enis", "secondary_ips", "unused")),
-            id=f"{row['instance_type']}-{row['warm_eni']}-{row['warm_ip']}-{row['minimum_ip']}-{row['pods']}",
-        )
-        for row in rows
-    ]
-
-
-def _target(text: str, *, unset: int = 0) -> int:
-    return unset if text == "-" else int(text)
-
-
-@pytest.mark.parametrize("pace", ["burst", "one by one"])
-@pytest.mark.parametrize(("limits", "policy", "pods", "enis", "total", "unused"), settled_states())
-def test_the_documented_settled_states_hold(
-    limits: InstanceLimits, policy: PoolPolicy, pods: int, enis: int, total: int, unused: int, pace: str
-) -> None:
-    node = SimulatedNode(limits, policy)
-    node.turn_until_still()
-    if pace == "burst":
-        node.start_pods(pods)
-    for _ in range(pods if pace == "one by one" else 0):
-        node.start_pods(1)
-        node.turn_until_still()
-        node.now_s += 10.0
-    node.settle()
-    assert (len(node.running), len(node.enis), node.total_count, node.free_count) == (pods, enis, total, unused)
-
-
-@pytest.mark.parametrize(("limits", "policy", "pods", "enis", "total", "unused"), settled_states())
-def test_they_hold_after_more_pods_have_come_and_gone(
-    limits: InstanceLimits, policy: PoolPolicy, pods: int, enis: int, total: int, unused: int
-) -> None:
-    node = SimulatedNode(limits, policy)
-    node.start_pods(limits.slots * limits.eni_count)
-    node.turn_until_still()
-    while len(node.running) > pods:
-        node.stop_pod(len(node.running) - 1)
-    node.settle()
-    assert (len(node.running), len(node.enis), node.total_count, node.free_count) == (pods, enis, total, unused)
-
-
-# ---- Growing
+from tests.planner_observations import IP_TARGETS, OLD_S, actions, assign, create, seen, usage
 
 
 @pytest.mark.parametrize(("limits", "quantum"), [(T3_SMALL, 1), (M5_LARGE, 3), (M5_4XLARGE, 10), (P3DN_24XLARGE, 16)])
@@ -312,135 +172,3 @@ def test_an_eni_whose_link_never_comes_does_not_count_for_ever() -> None:
 
 def test_a_prefix_takes_a_slot() -> None:
     assert actions(seen(usage(0, held=14, prefixes=(16,) * 14)))[0] == assign(0, 1)
-
-
-# ---- Shrinking
-
-
-def test_surplus_goes_back_only_when_settled() -> None:
-    idle = seen(usage(0, held=6, free=9))
-    assert actions(idle) == [unassign(0, *(ip(100 + n) for n in range(4)))]
-    assert actions(replace(idle, quiet_s=599.0)) == []
-    assert actions(replace(idle, watched_s=599.0)) == []
-    assert actions(replace(idle, peak_demand_count=10, peak_eni_demand_count=10)) == []
-
-
-def test_while_demand_rises_now_and_then_a_quantum_of_surplus_stays() -> None:
-    busy = seen(usage(0, held=6, free=16), quiet_s=30.0)
-    assert actions(busy) == [unassign(0, ip(100))]
-
-
-def test_the_emptiest_and_newest_eni_gives_back_first_and_the_primary_last() -> None:
-    enis = (usage(0, free=9), usage(1, held=2, free=3), usage(2, held=1, free=3))
-    assert actions(seen(*enis)) == [
-        unassign(2, ip(300), ip(301), ip(302)),
-        unassign(1, ip(200), ip(201), ip(202)),
-        unassign(0, ip(100), ip(101)),
-    ]
-
-
-def test_an_idle_eni_is_released_with_its_addresses() -> None:
-    idle = seen(usage(0, free=10), usage(1, free=10))
-    assert actions(idle) == [ReleaseEni(eni_id=eni_id(1), reason="")]
-    assert not any(isinstance(action, ReleaseEni) for action in actions(replace(idle, watched_s=899.0)))
-
-
-@pytest.mark.parametrize("pin", [{"held": 1}, {"cooling": 1}, {"quarantined_count": 1}, {"prefixes": (1,)}])
-def test_an_eni_that_anybody_uses_is_never_released(pin: dict[str, Any]) -> None:
-    decided = actions(seen(usage(0, free=29), usage(1, free=10, **pin)))
-    assert not any(isinstance(action, ReleaseEni) for action in decided)
-
-
-def test_a_young_eni_is_not_released() -> None:
-    young = usage(1, since_s=OLD_S - 899.0)
-    assert actions(seen(usage(0, free=10), young)) == []
-    assert actions(seen(usage(0, free=10), replace(young, since_s=OLD_S - 900.0))) == [
-        ReleaseEni(eni_id=eni_id(1), reason="")
-    ]
-
-
-def test_an_idle_eni_goes_once_its_free_addresses_have_room_elsewhere() -> None:
-    idle = seen(usage(0, free=3), usage(1, free=7))
-    assert actions(idle) == [assign(0, 7)]
-    moved = seen(usage(0, free=10), usage(1, free=7))
-    assert actions(moved) == [ReleaseEni(eni_id=eni_id(1), reason="")]
-    assert actions(replace(idle, quiet_s=800.0)) == []
-    assert actions(replace(idle, short_subnets={SUBNET: 3})) == []
-
-
-def test_without_targets_whole_enis_go_when_one_more_than_the_target_is_idle() -> None:
-    policy = PoolPolicy(warm_eni_target=1)
-    full = [usage(device, free=29) for device in range(3)]
-    assert actions(seen(*full), policy) == [
-        ReleaseEni(eni_id=eni_id(2), reason=""),
-        ReleaseEni(eni_id=eni_id(1), reason=""),
-    ]
-    assert actions(seen(usage(0, held=1, free=28), *full[1:]), policy) == [ReleaseEni(eni_id=eni_id(2), reason="")]
-
-
-def test_nothing_shrinks_while_anything_is_wanted_or_coming_or_refused() -> None:
-    surplus = seen(usage(0, held=6, free=9))
-    coming = AssignBlocks(eni_id=eni_id(0), kind=BlockKind.IPV4_ADDRESS, count=1, reason="")
-    assert actions(replace(surplus, in_flight=(coming,))) == []
-    assert actions(replace(surplus, shrink_held=True)) == []
-    assert actions(replace(surplus, waiter_count=1)) == []
-
-
-def test_an_eni_being_worked_on_is_left_alone() -> None:
-    leaving = ReleaseEni(eni_id=eni_id(1), reason="")
-    enis = (usage(0, free=10), usage(1, leaving=True), usage(2))
-    assert actions(seen(*enis, in_flight=(leaving,))) == [ReleaseEni(eni_id=eni_id(2), reason="")]
-    assert (
-        actions(seen(*enis[:2], usage(2, ready=False), setting_up=frozenset({eni_id(2)}), in_flight=(leaving,))) == []
-    )
-
-
-# ---- Its cost
-
-
-def test_fifty_pods_one_by_one_cost_eight_calls_and_the_trim_two() -> None:
-    node = SimulatedNode(M5_4XLARGE, IP_TARGETS)
-    node.turn_until_still()
-    assert node.calls == {"assign": 1}
-    node.calls.clear()
-    for _ in range(50):
-        node.start_pods(1)
-        node.turn_until_still()
-        node.now_s += 10.0
-    assert not node.waiting
-    assert node.calls.total() <= 7  # and one DescribeSubnets before the new ENI
-    node.calls.clear()
-    node.settle()
-    assert node.calls.total() <= 2
-    assert node.total_count == 55
-
-
-@pytest.mark.parametrize(
-    "policy", [PoolPolicy(warm_eni_target=1), IP_TARGETS, PoolPolicy(warm_ip_target=1), PoolPolicy(warm_eni_target=0)]
-)
-@pytest.mark.parametrize("limits", [M5_LARGE, M5_4XLARGE])
-@pytest.mark.parametrize("steady", [0, 5, 29])
-def test_a_job_every_five_minutes_costs_no_call_once_it_has_run(
-    policy: PoolPolicy, limits: InstanceLimits, steady: int
-) -> None:
-    node = SimulatedNode(limits, policy)
-    node.start_pods(min(steady, 2 * limits.slots))
-    node.turn_until_still()
-    for cycle in range(24):
-        if cycle == 1:
-            node.calls.clear()
-        node.start_pods(1)
-        node.turn_until_still()
-        node.now_s += 60.0
-        node.stop_pod(len(node.running) - 1)
-        for _ in range(8):
-            node.turn_until_still()
-            node.now_s += 30.0
-    assert node.calls.total() == 0
-
-
-def test_no_settle_time_ends_long_before_the_next_look() -> None:
-    surplus = seen(usage(0, free=14))
-    for settle_s, recheck_s in ((600.0, 30.0), (10.0, 10.0), (0.0, 1.0)):
-        policy = replace(IP_TARGETS, settle_addresses_s=settle_s, settle_enis_s=900.0)
-        assert plan(surplus, policy).recheck_after_s == recheck_s

@@ -11,8 +11,8 @@ from agent.ipam.model import Block, BlockKind, InstanceLimits
 from agent.ipam.plan import AssignBlocks, CreateEni, EniSite, PoolPolicy, ReleaseEni, UnassignBlocks
 from agent.ipam.planner import plan
 from tests.ipam_builders import M5_4XLARGE, M5_LARGE, OTHER_SUBNET, SUBNET, T3_SMALL, an_eni, eni_id, ip, prefix, single
+from tests.planner_observations import OLD_S, actions, seen, usage
 from tests.pool_simulation import SimulatedNode
-from tests.unit.test_planner import OLD_S, actions, seen, usage
 
 PREFIX, SINGLE = BlockKind.IPV4_PREFIX, BlockKind.IPV4_ADDRESS
 WARM_PREFIX = PoolPolicy(prefix_delegation=True)

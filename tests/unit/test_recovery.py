@@ -7,7 +7,7 @@ import pytest
 from agent.errors import CloudGone
 from agent.ipam.model import AddressState, FindingKind, Holder
 from agent.ipam.recovery import PRIMARY_AGAIN_S, DiscardLink, recover
-from agent.ports import AttachmentSeen, CoolingSeen, KernelSeen
+from agent.ports.datapath import AttachmentSeen, CoolingSeen, KernelSeen
 from tests.ipam_builders import a_holder, an_eni, eni_id, ip
 
 

@@ -27,7 +27,7 @@ from nftables import Nftables
 from agent.datapath.kernel import KernelDatapath
 from agent.datapath.policy import DatapathPolicy
 from agent.ipam.model import AttachmentKey, Eni, EniId, Holder, Instance, Mac, SubnetId
-from agent.ports import PodWiring, PortMapping, Transport
+from agent.ports.datapath import PodWiring, PortMapping, Transport
 from sim.fabric import INTERNET_ADDRESS, Fabric
 from sim.model.attachments import AttachInterface, attach_interface
 from sim.model.config import SubnetConfig, VpcConfig

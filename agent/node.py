@@ -27,16 +27,14 @@ from agent.errors import AgentError, Cause, TryAgain
 from agent.events.model import Kind, Publish
 from agent.installation import publisher
 from agent.installation.publisher import InstallationPolicy, Publisher
-from agent.ipam.account import eni_limit
 from agent.ipam.ledger import Ledger
 from agent.ipam.model import AttachmentKey, Holder, Instance, InstanceLimits
 from agent.ipam.plan import PoolPolicy, Surroundings
 from agent.ipam.pool import Pool
 from agent.ipam.recovery import recover
-from agent.kube import notices
 from agent.kube.surroundings import surroundings
+from agent.news import News
 from agent.ports.cluster import Cluster
-from agent.ports.datapath import Repair
 from agent.recorder import Recorder
 from agent.runtime.log import event_logger
 from agent.runtime.purpose import purpose
@@ -57,8 +55,6 @@ VPC_CIDRS_TURN_S = 60.0
 """A look at the kernel (10 s), one item of IMDS with its retries (10 s) and one change of the table (30 s)."""
 CLUSTER_TURN_S = 120.0
 """The longest turn of telling Kubernetes: a request per pod at most, each with a deadline of its own."""
-CLUSTER_EVERY_S = 30.0
-"""How often what Kubernetes is to know is compared, beside every change of the pool or of Kubernetes."""
 ENIS_READY_S = 3.0
 """How long the start waits for the links of the ENIs there are. They normally exist; one whose link is missing must not
 keep pods from the addresses of the others, and the pool goes on with it."""
@@ -145,12 +141,9 @@ class Node:
         )
         self._publisher_loop = Reconciler("conflist", self._publisher.step, timeout_s=publisher.TURN_S)
         self._cluster_loop = Reconciler("kubernetes", self._cluster_step, timeout_s=CLUSTER_TURN_S)
-        self._reported = notices.Reported()
-        self._findings: frozenset[str] = frozenset()
-        self._cluster_failure: Cause | None = None
+        self.news = News(cluster, publish=publish, clock=clock)
         cluster.subscribe(self._cluster_changed)
-        self._note_cluster(self.cluster_failure())
-        self.datapath.subscribe_repairs(self._repaired)
+        self.datapath.subscribe_repairs(self.news.repaired)
 
     @property
     def add_deadline_s(self) -> float:
@@ -241,19 +234,6 @@ class Node:
             await self.parts.pool.close()
         await self._resources.aclose()
         self.datapath.close()
-
-    def _repaired(self, repair: Repair) -> None:
-        self.publish(
-            Kind.REPAIR,
-            object=repair.subject,
-            reason=repair.difference,
-            strikes=repair.strike_count,
-            contested=repair.contested,
-            error=repair.error,
-        )
-        self.cluster.report(
-            notices.of_repair(repair.subject, repair.difference, contested=repair.contested, error=repair.error)
-        )
 
     async def _turn_away(self) -> None:
         """Nobody who waits for an address keeps the door from closing."""
@@ -355,48 +335,12 @@ class Node:
 
     def _cluster_changed(self) -> None:
         self.tell(surroundings(self.cluster))
-        self._note_cluster(self.cluster_failure())
+        self.news.cluster_changed()
         self._cluster_loop.wake()
 
-    def cluster_failure(self) -> AgentError | None:
-        """Why the agent does not know what Kubernetes should tell it; None when it does. Pods start all the same."""
-        site = self.cluster.site()
-        return self.cluster.view().failure or (site if isinstance(site, AgentError) else None)
-
-    def _note_cluster(self, failure: AgentError | None) -> None:
-        before, self._cluster_failure = self._cluster_failure, None if failure is None else failure.cause
-        if failure is not None and failure.cause is not before:
-            told = {"cause": str(failure.cause), "message": failure.message}
-            log.warning("kubernetes_degraded", **failure.evidence | told)
-            self.publish(Kind.KUBERNETES_FAILED, **failure.evidence | told)
-        elif failure is None and before is not None:
-            self.publish(Kind.KUBERNETES_RECOVERED, cause=str(before))
-
     async def _cluster_step(self) -> float:
-        """Tell Kubernetes what has changed. Nobody waits for it."""
         parts = self._made()
-        pool = self._policies.pool.on(parts.limits)
-        now = notices.states(
-            troubles=parts.pool.troubles(),
-            exhausted=parts.pool.exhausted(),
-            max_pods=self.cluster.max_pods,
-            capacity=notices.pod_capacity(
-                parts.limits,
-                per_slot=pool.kind.address_count,
-                eni_count=eni_limit(parts.limits, pool),
-                custom_networking=pool.custom_networking,
-            ),
-        )
-        for notice in self._reported.changes(now, self.clock()):
-            self.cluster.report(notice)
-        attachments = parts.ledger.attachments()
-        findings = {str(one.evidence["container_id"]): one for one in self.cluster.findings(attachments)}
-        for container_id in findings.keys() - self._findings:
-            one = findings[container_id]
-            log.warning("finding", kind=one.kind, message=one.message, **one.evidence)
-        self._findings = frozenset(findings)
-        await self.cluster.settle(attachments)
-        return CLUSTER_EVERY_S
+        return await self.news.tell(parts.pool, parts.ledger, parts.limits, self._policies.pool.on(parts.limits))
 
     async def _sweep_step(self) -> float:
         return await self._made().attachments.release_vanished()

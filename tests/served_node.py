@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from agent.events.journal import Journal
 from agent.events.model import Kind
 from agent.ipam.model import Holder
 from agent.kube.absent import NoCluster
+from agent.news import News
 from agent.node import Node, Parts
 from agent.ports.cluster import Cluster
 from agent.runtime import log
@@ -58,6 +59,7 @@ class ServedNode:
         self.datapath = node.kernel
         self.journal = Journal(request_id=log.current_request_id)
         self.publish = self.journal.publish
+        self.news = News(self.cluster, publish=self.publish, clock=self.clock)
         self._metrics = Metrics("test")
         as_node = cast("Node", self)
         self._metrics.watch(as_node, self.journal)
@@ -102,14 +104,6 @@ class ServedNode:
 
     def unavailable(self) -> AgentError | None:
         return None
-
-    cluster_failure = cast("Callable[[ServedNode], AgentError | None]", Node.cluster_failure)
-    _note_cluster = cast("Callable[[ServedNode, AgentError | None], None]", Node._note_cluster)
-    _cluster_failure = None
-
-    def note_cluster(self) -> None:
-        """As `Node` does whenever Kubernetes has changed."""
-        self._note_cluster(self.cluster_failure())
 
     async def add(self, pod: str) -> str:
         """The message of the CNI error, empty when the pod got its address."""

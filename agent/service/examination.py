@@ -92,7 +92,7 @@ class Examiner:
 
     async def _facts(self, enis: tuple[EniFacts, ...]) -> NodeFacts:
         node, parts = self._node, self._node.parts
-        cluster, failure = node.cluster.view(), node.cluster_failure()
+        cluster, failure = node.cluster.view(), node.news.cluster_failure()
         view = None if parts is None else parts.pool.view()
         policy = node.pool_policy
         capacity = None

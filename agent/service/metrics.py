@@ -151,7 +151,7 @@ class _Views(Collector):
             loops.add_metric([loop.name], loop.failure_count)
         yield loops
         kubernetes = GaugeMetricFamily("enoki_kubernetes_failing", "1 while Kubernetes fails to say", labels=["cause"])
-        if (failure := self._node.cluster_failure()) is not None:
+        if (failure := self._node.news.cluster_failure()) is not None:
             kubernetes.add_metric([failure.cause], 1)
         yield kubernetes
         yield from self._calls()

@@ -171,7 +171,7 @@ class AgentOperators(ABC):
         """See `explain.explain_node`."""
         parts = self._node.parts
         view = None if parts is None else parts.pool.view()
-        failure = self._node.cluster_failure()
+        failure = self._node.news.cluster_failure()
         events = [one for one in self._desk.journal.events() if one.kind is not Kind.ADDRESS]
         return explain.explain_node(
             explain.NodeFacts(

@@ -211,7 +211,6 @@ async def test_kubernetes_fails_no_add_and_is_told_in_the_other_four(error: Agen
         async with virtual_node(SMALL) as node:
             await node.start()
             served = ServedNode(node, FailingCluster(error))
-            served.note_cluster()
             assert await served.add("pod-1") == ""
             told = await served.told("pod-1", "")
             assert error.cause in told.explained
@@ -229,7 +228,6 @@ async def test_nobody_knows_where_enis_go() -> None:
             await node.start()
             node.tell(Surroundings(site_problem=unknown))
             served = ServedNode(node, FailingCluster(None, unknown))
-            served.note_cluster()
             told = await served.told("pod-1", message := await served.add("pod-1"))
             assert message
             check_five(told, unknown.cause)

@@ -11,7 +11,6 @@ archive=$(realpath "${1:?usage: scripts/image.sh ARCHIVE}")
 cd "$(dirname "$0")/.."
 cache=${ENOKI_CACHE:-/var/cache/enoki}
 suite=bookworm
-mirror=http://deb.debian.org/debian
 
 unavailable() { echo "enoki: no image: $*" >&2; exit 69; }
 
@@ -33,11 +32,14 @@ base="$cache/base-$suite"
 if [ ! -e "$base.done" ]; then
   echo "enoki: making a Debian $suite base in $base"
   rm -rf "$base"
-  debootstrap --variant=minbase "$suite" "$base" "$mirror" >"$base.log" \
+  # From where this machine has its own packages, when it is of this suite; else from debootstrap's default.
+  sources=$(apt-get indextargets --format 'deb $(SITE) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' \
+    | grep -E " $suite(-updates|-security)? main\$" | sort -u || true)
+  mirror=$(awk -v suite="$suite" '$3 == suite { print $2; exit }' <<<"$sources")
+  debootstrap --variant=minbase "$suite" "$base" ${mirror:+"$mirror"} >"$base.log" \
     || unavailable "debootstrap fails here: $(tail -n 1 "$base.log") (all of it: $base.log)"
-  # Security updates as everywhere else.
-  printf 'deb %s %s main\ndeb %s %s-updates main\ndeb http://deb.debian.org/debian-security %s-security main\n' \
-    "$mirror" "$suite" "$mirror" "$suite" "$suite" >"$base/etc/apt/sources.list"
+  # Security updates as on this machine.
+  [ -z "$mirror" ] || echo "$sources" >"$base/etc/apt/sources.list"
   # As Debian's slim images: what nobody reads in a container goes.
   rm -rf "$base"/usr/share/{doc,info,locale,man}/* "$base"/var/cache/apt/archives/*.deb "$base"/var/lib/apt/lists/*
   touch "$base.done"

@@ -2,7 +2,7 @@
 
 Read at the start (the usual case: there was no agent) and every two seconds after that (the agent did not answer in
 time, or a caller's environment was broken). The plugin appends only when it fails, so that this costs a pod's start
-nothing; it stops at `MAX_BYTES`, so that a loop of failures does not fill a tmpfs.
+nothing; it stops at `plugin.shim.MAX_FAILURE_LOG_BYTES`, so that a loop of failures does not fill a tmpfs.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from agent.runtime.log import event_logger
 log = event_logger(__name__)
 
 SUFFIX = ".shim-log"
-MAX_BYTES = 64 * 1024
-"""What the plugin lets the file grow to; a little more when several fail at once."""
 PERIOD_S = 2.0
 SETTLE_S = 0.5
 """How long a plugin that has the file open gets to finish its line."""

@@ -40,6 +40,8 @@ NODE = "node-1"
 AT_ONCE = 20
 """Pods that come at the same time; m5.large has 27 addresses."""
 PER_WEATHER = 200
+PATIENCE_S = 60.0
+"""Only a failing test waits that long."""
 GROWTH_BYTES = 200_000
 """What may be more in memory after 400 further pods than before them: aiohttp's and yarl's bounded caches fill. A pod
 that stayed would take half a KiB and more each."""
@@ -69,6 +71,14 @@ class World:
     pool: Pool
     attachments: Attachments
     settling: Reconciler
+    changed: asyncio.Event
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        """Wait for something that shows when the API server, what is known of it, or the pool has changed."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not is_so():
+                self.changed.clear()
+                await self.changed.wait()
 
     async def pod_lives(self, number: int) -> None:
         """A pod is bound, attached, detached and deleted."""
@@ -78,7 +88,7 @@ class World:
         request = AttachRequest(
             holder=Holder(key=key, namespace="default", pod=name), netns="/run/netns/x", request_id=name
         )
-        await self.attachments.add(request, deadline_s=5.0)
+        await self.attachments.add(request, deadline_s=PATIENCE_S)
         self.cluster.report(Notice(kind=NoticeKind.DRIFT_REPAIRED, subject=name, message="repaired"))
         await self.attachments.delete(key)
         await self.server.store.delete(PODS, "default", name)
@@ -184,8 +194,18 @@ async def world() -> AsyncIterator[World]:
     ledger = recover(await kernel.observe(), tuple(ec2.enis.values()), clock(), policy.placement).ledger
     ec2.held = lambda: {address for held in ledger.attachments() for address in held.addresses}
 
+    changed = asyncio.Event()
+
     async def step() -> float:
-        return await pool.step()
+        rest_s = await pool.step()
+        changed.set()
+        return rest_s
+
+    async def note_writes() -> None:
+        async with server.store.changed:
+            while True:
+                await server.store.changed.wait()
+                changed.set()
 
     async def settle() -> float:
         await cluster.settle(ledger.attachments())
@@ -205,13 +225,16 @@ async def world() -> AsyncIterator[World]:
         wake=pool_loop.wake,
     )
     cluster.subscribe(lambda: pool.tell(surroundings(cluster)))
+    cluster.subscribe(changed.set)
     attachments = Attachments(
         pool=pool, ledger=ledger, datapath=kernel, policy=AttachmentPolicy(cooldown_s=0.0, mtu=9001), clock=clock
     )
     await pool.start()
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(run()) for run in (cluster.run, pool_loop.run, settling.run)]
-        yield World(server=server, cluster=cluster, pool=pool, attachments=attachments, settling=settling)
+        tasks = [group.create_task(run()) for run in (cluster.run, pool_loop.run, settling.run, note_writes)]
+        yield World(
+            server=server, cluster=cluster, pool=pool, attachments=attachments, settling=settling, changed=changed
+        )
         for task in tasks:
             task.cancel()
     await pool.close()
@@ -222,10 +245,10 @@ async def test_a_thousand_pods_come_and_go_in_any_weather() -> None:
     async with world() as it:
         first = 0
         for change in (be_absent, hang, flap, lie, babble):
-            await until(lambda: it.cluster.view().failure is None and it.cluster.view().synced)
+            await it.until(lambda: it.cluster.view().failure is None and it.cluster.view().synced)
             async with Weather(it.server, change) as weather:
                 await it.pods_live(range(first, first + PER_WEATHER), weather=weather)
-                await until(lambda: it.cluster.view().failure is not None)
+                await it.until(lambda: it.cluster.view().failure is not None)
             first += PER_WEATHER
             it.server.faults.clear()
             await come_back(it.server)
@@ -233,17 +256,14 @@ async def test_a_thousand_pods_come_and_go_in_any_weather() -> None:
 
         # The weather clears: what is so is known again, and told.
         await it.server.store.create(PODS, "default", a_pod("last", NODE))
-        async with asyncio.timeout(15.0):
-            while it.cluster.view().pod_count != 1 or it.cluster.max_pods != 110:
-                await asyncio.sleep(0.01)
-            assert len(it.cluster.announced()) == 1
-            key = AttachmentKey(container_id="c-last", ifname="eth0")
-            holder = Holder(key=key, namespace="default", pod="last")
-            attached = await it.attachments.add(
-                AttachRequest(holder=holder, netns="/run/netns/x", request_id="last"), deadline_s=5.0
-            )
-            while "annotations" not in it.server.store.get(PODS, "default", "last")["metadata"]:
-                await asyncio.sleep(0.01)
+        await it.until(lambda: it.cluster.view().pod_count == 1 and it.cluster.max_pods == 110)
+        assert len(it.cluster.announced()) == 1
+        key = AttachmentKey(container_id="c-last", ifname="eth0")
+        holder = Holder(key=key, namespace="default", pod="last")
+        attached = await it.attachments.add(
+            AttachRequest(holder=holder, netns="/run/netns/x", request_id="last"), deadline_s=PATIENCE_S
+        )
+        await it.until(lambda: "annotations" in it.server.store.get(PODS, "default", "last")["metadata"])
         annotations = it.server.store.get(PODS, "default", "last")["metadata"]["annotations"]
         assert annotations == {POD_IPS: str(attached.addresses[0])}
 
@@ -274,18 +294,9 @@ def traced_bytes(server: ApiServer) -> int:
     return tracemalloc.get_traced_memory()[0]
 
 
-async def until(is_so: Callable[[], bool]) -> None:
-    """Wait for something that shows in another task of this loop."""
-    async with asyncio.timeout(15.0):
-        while not is_so():
-            await asyncio.sleep(0.002)
-
-
 async def test_bound_pods_have_addresses_before_they_ask() -> None:
     """Announced demand: the pool grows for pods that the kubelet has not started yet, and no pod waits for EC2."""
     async with world() as it:
         for number in range(15):
             await it.server.store.create(PODS, "default", a_pod(f"pod-{number}", NODE))
-        async with asyncio.timeout(10.0):
-            while sum(len(one.free) for one in it.pool.view().enis) < 15:
-                await asyncio.sleep(0.01)
+        await it.until(lambda: sum(len(one.free) for one in it.pool.view().enis) >= 15)

@@ -5,8 +5,10 @@
   the module, whatever the tests did. A test module that is content with one lab for all of its tests wraps it:
 
       @pytest.fixture(scope="module")
-      def node(lab: LabFactory) -> LabNode:
-          return lab(agent_environment={"IP_COOLDOWN_PERIOD": "1"}).nodes[0]
+      def vpc(lab: LabFactory) -> Lab:
+          return lab(agent_environment={"IP_COOLDOWN_PERIOD": "1"})
+
+- `node`: the first node of the module's `vpc`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Protocol
 
 import pytest
 
-from lab.lab import Lab, LabPlan
+from lab.lab import Lab, LabNode, LabPlan
 
 _numbers = itertools.count()
 
@@ -79,3 +81,9 @@ def lab(requires_root: None) -> Iterator[LabFactory]:
             return made
 
         yield bring_up
+
+
+@pytest.fixture(scope="module")
+def node(vpc: Lab) -> LabNode:
+    """See above; a module may have one of its own."""
+    return vpc.nodes[0]

@@ -37,11 +37,6 @@ def vpc(lab: LabFactory) -> Lab:
 
 
 @pytest.fixture(scope="module")
-def node(vpc: Lab) -> LabNode:
-    return vpc.nodes[0]
-
-
-@pytest.fixture(scope="module")
 def victim(vpc: Lab, node: LabNode) -> Iterator[Pod]:
     """A pod that is attached, and must stay so."""
     pod = Pod(container_id=f"{vpc.plan.name}-pod-victim", name="victim", socket=node.socket)

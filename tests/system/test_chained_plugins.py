@@ -33,11 +33,6 @@ def vpc(lab: LabFactory) -> Lab:
 
 
 @pytest.fixture
-def node(vpc: Lab) -> LabNode:
-    return vpc.nodes[0]
-
-
-@pytest.fixture
 def pod(vpc: Lab, node: LabNode) -> Iterator[Pod]:
     made = Pod(container_id=f"{vpc.plan.name}-pod-0", name="web-0", socket=node.socket)
     yield made

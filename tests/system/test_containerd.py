@@ -40,11 +40,6 @@ def vpc(requires_containerd: None, lab: LabFactory) -> Lab:
 
 
 @pytest.fixture(scope="module")
-def node(vpc: Lab) -> LabNode:
-    return vpc.nodes[0]
-
-
-@pytest.fixture(scope="module")
 def containerd(vpc: Lab, node: LabNode) -> Iterator[Containerd]:
     plan = ContainerdPlan(
         name=f"{vpc.plan.name}-ctd",

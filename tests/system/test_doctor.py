@@ -18,11 +18,6 @@ def vpc(lab: LabFactory) -> Lab:
     return lab(agent_environment={"WARM_IP_TARGET": "2"})
 
 
-@pytest.fixture
-def node(vpc: Lab) -> LabNode:
-    return vpc.nodes[0]
-
-
 def doctor(node: LabNode) -> dict[str, dict[str, Any]]:
     _, answer = enokictl(node, "doctor")
     return {one["name"]: one for one in answer["checks"]}

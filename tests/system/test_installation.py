@@ -37,11 +37,6 @@ def vpc(lab: LabFactory) -> Lab:
 
 
 @pytest.fixture
-def node(vpc: Lab) -> LabNode:
-    return vpc.nodes[0]
-
-
-@pytest.fixture
 def conf_directory(tmp_path: Path) -> Path:
     directory = tmp_path / "net.d"
     directory.mkdir()

@@ -43,11 +43,6 @@ def vpc(lab: LabFactory) -> Lab:
 
 
 @pytest.fixture
-def node(vpc: Lab) -> LabNode:
-    return vpc.nodes[0]
-
-
-@pytest.fixture
 def pods(vpc: Lab, node: LabNode) -> Iterator[list[Pod]]:
     """As many pods as the node can have, and one more; namespaces only."""
     made = [

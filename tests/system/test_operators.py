@@ -57,11 +57,6 @@ def vpc(lab: LabFactory, readers_directory: Path, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture
-def node(vpc: Lab) -> LabNode:
-    return vpc.nodes[0]
-
-
-@pytest.fixture
 def pods(vpc: Lab, node: LabNode) -> Iterator[list[Pod]]:
     made = [
         Pod(container_id=f"{vpc.plan.name}-op-{number}", name=f"web-{number}", socket=node.socket)

@@ -24,11 +24,6 @@ def vpc(lab: LabFactory) -> Lab:
 
 
 @pytest.fixture
-def node(vpc: Lab) -> LabNode:
-    return vpc.nodes[0]
-
-
-@pytest.fixture
 def pods(vpc: Lab, node: LabNode) -> Iterator[list[Pod]]:
     made = [
         Pod(container_id=f"{vpc.plan.name}-id-{number}", name=f"id-{number}", socket=node.socket)

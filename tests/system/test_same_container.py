@@ -36,11 +36,6 @@ def vpc(lab: LabFactory) -> Lab:
 
 
 @pytest.fixture(scope="module")
-def node(vpc: Lab) -> LabNode:
-    return vpc.nodes[0]
-
-
-@pytest.fixture(scope="module")
 def ec2(vpc: Lab) -> truths.Ec2:
     return truths.Ec2(vpc)
 

@@ -20,7 +20,7 @@ from lab.processes import AT_ONCE, end, start_service, tail
 from tests import control_plane
 from tests.control_plane import ControlPlane
 from tests.image.host import IMAGE
-from tests.system.containerd import Containerd
+from tests.system.containerd import Containerd, unmount_below
 
 PROGRAMS = ("kubelet", "kube-controller-manager", "kube-scheduler")
 NODE = "node-0"
@@ -63,6 +63,8 @@ class Cluster:
             ends.enter_context(self.plane)
             control_plane.prepare(self.plane)
             self._start_controllers(ends)
+            # What it has mounted for pods stays when it ends, and so does a mount of its directory on itself.
+            ends.callback(unmount_below, self._plan.directory)
             self._start_kubelet(ends)
             self._ends = ends.pop_all()
         return self

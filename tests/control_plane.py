@@ -35,7 +35,6 @@ _DEPLOY = REPOSITORY / "deploy"
 _APPLY = ("apply", "--server-side", "--force-conflicts", "--validate=strict")
 _POLL_S = 0.05
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-_VARIABLES = {"kube-apiserver": "TEST_ASSET_KUBE_APISERVER", "etcd": "TEST_ASSET_ETCD", "kubectl": "TEST_ASSET_KUBECTL"}
 
 
 class ControlPlaneFailed(Exception):
@@ -43,9 +42,9 @@ class ControlPlaneFailed(Exception):
 
 
 def program(name: str) -> Path | None:
-    """One of `_VARIABLES`' programs, if somebody said where it is."""
+    """A program of Kubernetes, if somebody said where it is."""
     environment = os.environ  # noqa: TID251  # envtest's own variables
-    if named := environment.get(_VARIABLES[name]):
+    if named := environment.get(f"TEST_ASSET_{name.upper().replace('-', '_')}"):
         return Path(named)
     if assets := environment.get("KUBEBUILDER_ASSETS"):
         found = Path(assets) / name
@@ -53,9 +52,10 @@ def program(name: str) -> Path | None:
     return None
 
 
-def missing() -> str:
-    """What is missing for a control plane, in a sentence; empty when nothing is."""
-    lacking = [name for name in _VARIABLES if (found := program(name)) is None or not os.access(found, os.X_OK)]
+def missing(*further: str) -> str:
+    """What is missing for a control plane, and of further programs, in a sentence; empty when nothing is."""
+    wanted = ("etcd", "kube-apiserver", "kubectl", *further)
+    lacking = [name for name in wanted if (found := program(name)) is None or not os.access(found, os.X_OK)]
     if not lacking:
         return ""
     return f"needs a real API server; not found: {', '.join(lacking)}; see CONTRIBUTING.md, KUBEBUILDER_ASSETS"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from agent.errors import AgentError, CloudFailed, TryAgain
 from agent.events.model import Publish, publish_nowhere
-from agent.ipam.account import demand_count
+from agent.ipam.account import account, demand_count
 from agent.ipam.breakers import Breakers
 from agent.ipam.demand import DemandHistory
 from agent.ipam.executor import Executor
@@ -262,9 +262,17 @@ class Pool:
         return (*found, Trouble(scope=SITE, error=problem, failure_count=1, since_s=now_s, next_try_s=now_s))
 
     def exhausted(self) -> TryAgain | None:
-        """Why requests wait and nothing is under way for them; None when none does, or something is."""
-        waits = len(self._waiters) > 0 and self._latest.short_count > 0 and not self._executor.in_flight
-        return self._explain() if waits else None
+        """Why pods wait and nothing is under way for them; None when none does, or something is.
+
+        Pods are those of requests and those that are announced: the runtime asks, gives up, and asks again for one that
+        has been waiting all the time. What is not planned for yet may still be served, unless the instance is full.
+        """
+        if self._executor.in_flight:
+            return None
+        sums = account(self._observe(), self._policy)
+        lacks = sums.demand_count > sums.total_count
+        in_vain = self._latest.short_count > 0 or sums.demand_count > sums.capacity_count
+        return self._explain() if lacks and in_vain else None
 
     def _served(self) -> set[tuple[str, str]]:
         """Pods that hold an address or wait for one: they are counted already."""

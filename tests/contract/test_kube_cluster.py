@@ -1,4 +1,4 @@
-"""What the agent knows of Kubernetes and tells it: demand, cordon, ENIConfigs, events, the pods' annotation."""
+"""What the agent asks of an API server and what it makes of faults; what it knows and tells: test_kube_scenarios.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from agent.errors import AgentError, Cause, ClusterFailed
+from agent.errors import Cause, ClusterFailed
 from agent.ipam.model import Attachment, AttachmentKey, EniId, Holder
 from agent.kube import access
 from agent.kube.absent import NoCluster
@@ -22,10 +22,10 @@ from agent.kube.access import Access
 from agent.kube.api import KubeApi
 from agent.kube.cluster import POD_IPS, KubeCluster
 from agent.kube.policy import KubePolicy
-from agent.ports.cluster import Cluster, Notice, NoticeKind, Site
+from agent.ports.cluster import Cluster, Notice, NoticeKind
 from sim.kube.faults import Fault, Rule
 from sim.kube.server import ApiServer, a_node, a_pod
-from sim.kube.store import ENI_CONFIGS, EVENTS, NODES, PODS
+from sim.kube.store import EVENTS, NODES, PODS
 from sim.kube.users import User
 from tests.contract.kube_access import access_by_kubeconfig, access_to
 
@@ -80,35 +80,6 @@ async def test_both_clusters_are_clusters(server: ApiServer) -> None:
     assert all(not one.announced() and one.schedulable for one in clusters)
 
 
-async def test_bound_pods_are_announced_while_they_need_an_address(server: ApiServer) -> None:
-    await server.store.create(PODS, "default", a_pod("a", NODE))
-    await server.store.create(PODS, "default", a_pod("b", NODE))
-    await server.store.create(PODS, "kube-system", a_pod("proxy", NODE, host_network=True))
-    wakes: list[int] = []
-    async with cluster(server) as made:
-        made.subscribe(lambda: wakes.append(1))
-        await until(lambda: {name for _, name in made.announced()} == {"a", "b"})
-        await server.store.patch(PODS, "default", "b", {"status": {"phase": "Succeeded"}})
-        await until(lambda: {name for _, name in made.announced()} == {"a"})
-
-        facts = made.pod("default", "a")
-        assert facts is not None
-        assert facts.uid == server.store.get(PODS, "default", "a")["metadata"]["uid"]
-        assert made.view().pod_count == 3
-    assert wakes
-
-
-async def test_max_pods_and_cordon(server: ApiServer) -> None:
-    taint = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
-    async with cluster(server) as made:
-        assert (made.schedulable, made.max_pods) == (True, None)
-        await until(lambda: made.max_pods == 29)
-        await server.store.patch(NODES, "", NODE, {"spec": {"taints": [taint]}})
-        await until(lambda: not made.schedulable)
-        await server.store.patch(NODES, "", NODE, {"spec": {"taints": None}})
-        await until(lambda: made.schedulable)
-
-
 async def test_a_failure_and_its_end_are_told(server: ApiServer) -> None:
     seen: list[Cause | None] = []
     async with cluster(server) as made:
@@ -129,35 +100,6 @@ def an_eni_config(name: str, subnet: str, *groups: str) -> dict[str, Any]:
 
 def events(server: ApiServer) -> list[dict[str, Any]]:
     return server.store.objects(EVENTS)
-
-
-async def test_the_site_follows_node_and_eni_config(server: ApiServer) -> None:
-    await server.store.create(ENI_CONFIGS, "", an_eni_config("default", "subnet-1", "sg-1"))
-    await server.store.create(ENI_CONFIGS, "", an_eni_config("other", "subnet-2"))
-    async with cluster(server, CUSTOM) as made:
-        assert isinstance(made.site(), AgentError)  # nothing has been seen: no ENI may go to the wrong subnet
-        await until(lambda: isinstance(made.site(), Site))
-        assert made.site() == Site(name="default", subnet_id="subnet-1", security_groups=("sg-1",))  # type: ignore[arg-type]
-
-        await server.store.patch(NODES, "", NODE, {"metadata": {"labels": {"k8s.amazonaws.com/eniConfig": "other"}}})
-        await until(lambda: isinstance(site := made.site(), Site) and site.subnet_id == "subnet-2")
-        await until(lambda: events(server))
-
-    (told,) = events(server)
-    assert (told["reason"], told["type"]) == ("EniConfigChanged", "Normal")
-    assert "subnet-2" in told["note"]
-    assert told["regarding"]["kind"] == "Node"
-    assert told["metadata"]["namespace"] == "default"
-
-
-async def test_a_missing_eni_config_is_told_and_so_is_its_coming(server: ApiServer) -> None:
-    async with cluster(server, CUSTOM) as made:
-        await until(lambda: [one["reason"] for one in events(server)] == ["EniConfigMissing"])
-        assert isinstance(made.site(), AgentError)
-        await server.store.create(ENI_CONFIGS, "", an_eni_config("default", "subnet-1"))
-        await until(lambda: len(events(server)) == 2)
-
-    assert [(one["reason"], one["type"]) for one in events(server)][1] == ("EniConfigMissingOver", "Normal")
 
 
 async def test_without_custom_networking_nobody_asks_for_eni_configs(server: ApiServer) -> None:
@@ -200,19 +142,6 @@ async def test_an_event_gets_through_after_a_fault(server: ApiServer, fault: Fau
     assert len(events(server)) == 1
 
 
-async def test_a_missing_permission_is_about_the_agents_own_pod(server: ApiServer) -> None:
-    await server.store.create(PODS, "kube-system", a_pod("enoki-x", NODE, host_network=True))
-    async with cluster(server) as made:
-        await until(lambda: made.view().synced)
-        made.report(Notice(kind=NoticeKind.IAM_DENIED, subject="CreateNetworkInterface", message="denied"))
-        await until(lambda: events(server))
-
-    (told,) = events(server)
-    assert (told["regarding"]["kind"], told["regarding"]["name"]) == ("Pod", "enoki-x")
-    assert told["action"] == "ec2:CreateNetworkInterface"
-    assert told["metadata"]["namespace"] == "kube-system"
-
-
 # --- The annotation --------------------------------------------------------------------------------------------------
 
 
@@ -245,19 +174,6 @@ async def test_an_annotation_of_the_plugin_before_us_stays(server: ApiServer) ->
         await made.settle([])
 
     assert annotation(server, "theirs") == "10.0.0.9"
-
-
-async def test_a_new_pod_of_the_same_name_is_another_pod(server: ApiServer) -> None:
-    await server.store.create(PODS, "default", a_pod("web-0", NODE))
-    async with cluster(server, CUSTOM) as made:
-        await until(lambda: made.pod("default", "web-0"))
-        server.faults.add(Rule(fault=Fault.HANG, verb="watch", plural="pods"), count=99)
-        server.cut_watches()
-        await server.store.delete(PODS, "default", "web-0")
-        await server.store.create(PODS, "default", a_pod("web-0", NODE))
-        await made.settle([an_attachment("web-0", "10.0.0.7")])  # conflict: the uid is another
-
-    assert annotation(server, "web-0") is None
 
 
 async def test_one_pod_that_cannot_be_annotated_does_not_keep_the_others(server: ApiServer) -> None:

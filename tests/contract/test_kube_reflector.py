@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.errors import Cause, ClusterConflict, ClusterExpired, ClusterFailed, ClusterGone
+from agent.errors import Cause, ClusterFailed
 from agent.kube import objects, reflector
 from agent.kube.access import find
 from agent.kube.api import KubeApi
@@ -246,32 +246,6 @@ async def test_an_object_nobody_can_read_does_not_stop_the_others(server: ApiSer
         await seen.until_names("a")
 
 
-async def test_a_heartbeat_wakes_nobody(server: ApiServer) -> None:
-    await bind(server, "a")
-    async with watching(server) as seen:
-        await seen.until_names("a")
-        before = seen.change_count
-        await server.store.patch(PODS, "default", "a", {"metadata": {"labels": {"beat": "1"}}})
-        await bind(server, "b")
-        await seen.until_names("a", "b")
-
-        assert seen.change_count == before + 1
-
-
-async def test_what_is_known_stays_known_while_the_api_server_is_away(server: ApiServer) -> None:
-    await bind(server, "a")
-    async with watching(server) as seen:
-        await seen.until_names("a")
-        await server.stop()
-        async with asyncio.timeout(DEADLINE_S):
-            while seen.pods.failure is None:
-                await asyncio.sleep(0.01)
-
-        assert set(seen.pods.items) == {"default/a"}
-        assert seen.pods.failure.cause is Cause.KUBERNETES_UNAVAILABLE
-        assert server.url in seen.pods.failure.message
-
-
 # --- One request -----------------------------------------------------------------------------------------------------
 
 
@@ -303,18 +277,6 @@ async def test_the_token_is_read_again_when_it_is_replaced(server: ApiServer, tm
         now_s[0] = 183.0
         with pytest.raises(ClusterFailed, match="service account"):
             await api.get("/api/v1/pods")
-
-
-async def test_answers_have_their_own_errors(server: ApiServer) -> None:
-    await bind(server, "a")
-    async with client(server) as api:
-        with pytest.raises(ClusterGone):
-            await api.get("/api/v1/namespaces/default/pods/none")
-        with pytest.raises(ClusterConflict):
-            await api.merge_patch("/api/v1/namespaces/default/pods/a", {"metadata": {"uid": "other"}})
-        server.store.compact()
-        with pytest.raises(ClusterExpired):
-            await api.watch("/api/v1/pods", {"resourceVersion": "1"}, open_s=1, take=lambda _: None)
 
 
 async def test_nobody_there_is_an_error_that_says_where(server: ApiServer) -> None:

@@ -5,10 +5,8 @@ Built by `make test-image`, which takes minutes the first time; without it this 
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import yaml
 
 from lab import agent_api
 from lab.lab import REPOSITORY, Lab, LabNode
+from tests.image.host import ARCHIVE, IMAGE, Host, snapshotter
 from tests.image.kubelet import EXITED, ManifestPod, Place
 from tests.system import containerd as runtime
 from tests.system import three_truths as truths
@@ -25,30 +24,15 @@ from tests.system.containerd import Containerd, ContainerdPlan
 from tests.system.cri import SandboxConfig
 from tests.system.eventually import eventually, eventually_equal
 
-IMAGE = "enoki.test/agent:1"
 MANIFEST = REPOSITORY / "deploy" / "kustomize" / "base" / "daemonset.yaml"
-ARCHIVE = Path(os.environ.get("ENOKI_IMAGE_ARCHIVE", "/nowhere"))  # noqa: TID251  # from the Makefile
 LONG_S = 90.0
 """Of a step that unpacks the image."""
-REAL = ("/proc/sys/net", "/run/netns")
-"""Host paths that are the kernel's: the machine's own serve every node, each process sees those of its namespace."""
-
 SYSTEMD = {
     "/etc/systemd/networkd.conf.d/80-local.conf": "[Network]\nManageForeignRoutes=no\n",
     "/usr/lib/systemd/network/99-default.link": "[Match]\nOriginalName=*\n[Link]\nMACAddressPolicy=persistent\n",
     "/run/systemd/netif/state": "OPER_STATE=routable\n",
 }
 """A host whose systemd-networkd leaves routes alone, and not rules."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
-    """A node's own part of the file system."""
-
-    root: Path
-
-    def path(self, path: str) -> Path:
-        return Path(path) if path in REAL else self.root / path.lstrip("/")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +78,7 @@ def containerd(vpc: Lab, node: LabNode, host: Host) -> Iterator[Containerd]:
         plugins={"enoki": host.path("/opt/cni/bin") / "enoki"},
         environment={"ENOKI_SOCKET": str(host.path("/run/enoki") / "agent.sock")},
         netns_in_run=True,
-        snapshotter="native" if file_system_of(Path("/run")) == "overlay" else "overlayfs",
+        snapshotter=snapshotter(),
         network_comes_later=True,
     )
     with Containerd(plan) as running:
@@ -182,12 +166,6 @@ def test_the_daemon_set_makes_a_node_ready_and_its_containerd_makes_pods(
     assert set(vpc.source_check_drops().values()) == {0}
     assert tracebacks(pod.log(agent)) == []
     pod.stop(again)
-
-
-def file_system_of(path: Path) -> str:
-    """The kind of file system that is mounted at `path`, or at / (proc(5), /proc/self/mounts)."""
-    kinds = {line.split()[1]: line.split()[2] for line in Path("/proc/self/mounts").read_text().splitlines()}
-    return kinds.get(str(path), kinds["/"])
 
 
 def ping(netns: str, address: str) -> None:

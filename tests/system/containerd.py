@@ -92,7 +92,7 @@ class Containerd:
             self.directory.mkdir(mode=0o711)
             undo.callback(shutil.rmtree, self.directory)
             undo.callback(_remove_cgroups, self.plan.name)
-            undo.callback(_unmount_below, self.directory)
+            undo.callback(unmount_below, self.directory)
             undo.callback(_end_shims, self.directory, self.socket)
             self._write_configuration()
             process = self._start()
@@ -295,8 +295,11 @@ def _shims_and_sandboxes(socket: Path) -> list[ProcessId]:
     return [ProcessId.of(pid) for pid in [*sandboxes, *shims]]
 
 
-def _unmount_below(directory: Path) -> None:
-    """Fifth field of /proc/self/mountinfo (proc(5)), innermost first; our own paths hold nothing it would escape."""
+def unmount_below(directory: Path) -> None:
+    """What programs that have ended left mounted there.
+
+    Fifth field of /proc/self/mountinfo (proc(5)), innermost first; our own paths hold nothing it would escape.
+    """
     with Path("/proc/self/mountinfo").open() as lines:
         found = [line.split()[4] for line in lines]
     for mountpoint in reversed(found):

@@ -9,7 +9,7 @@ import pytest
 
 from agent.errors import Cause, CloudGone, CloudLimit, KernelFailed
 from agent.ipam.model import AddressState
-from agent.ipam.plan import PoolPolicy
+from agent.ipam.plan import PoolPolicy, Surroundings
 from tests.ipam_builders import M5_LARGE, OTHER_SUBNET, SUBNET, T3_SMALL, an_eni, eni_id, ip
 from tests.pool_world import MemoryEc2, denied, pool_world, reason_of, throttled, unavailable
 from tests.virtual_time import virtual_time
@@ -219,3 +219,29 @@ async def test_a_bug_in_an_action_ends_the_loop() -> None:
             world.ec2.assign_blocks = broken  # type: ignore[method-assign, assignment]
             await asyncio.sleep(5.0)
     assert isinstance(caught.value.exceptions[0], ZeroDivisionError)
+
+
+@virtual_time
+async def test_a_full_instance_is_exhausted_as_long_as_pods_lack_an_address() -> None:
+    """Also while nobody asks: the runtime gives up, and asks again later, for a pod that is bound all the time."""
+    async with pool_world(LEAN, limits=T3_SMALL) as world:
+        for number in range(9):
+            await world.start_pod(f"pod-{number}")
+        await asyncio.sleep(60.0)
+        assert world.pool.exhausted() is None
+        waiting = asyncio.create_task(world.start_pod("late", deadline_s=5.0))
+        await asyncio.sleep(1.0)
+        exhausted = world.pool.exhausted()
+        assert exhausted is not None
+        assert exhausted.cause is Cause.INSTANCE_LIMIT
+        assert (await reason_of(waiting)).cause is Cause.INSTANCE_LIMIT
+        assert world.pool.exhausted() is None
+
+        world.pool.tell(Surroundings(announced=frozenset({("default", "late")})))
+        await asyncio.sleep(1.0)
+        exhausted = world.pool.exhausted()
+        assert exhausted is not None
+        assert exhausted.cause is Cause.INSTANCE_LIMIT
+        world.stop_pod("pod-0")
+        await asyncio.sleep(60.0)
+        assert world.pool.exhausted() is None

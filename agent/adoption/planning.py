@@ -16,6 +16,7 @@ from typing import Final
 from agent.adoption import commands
 from agent.adoption.checkpoint import NETWORK_NAME, Allocation
 from agent.adoption.commands import Backend, NatSettings
+from agent.adoption.enis import secondary_enis
 from agent.adoption.model import Link, Plan, Pod, Rule, SecondaryEni, Step, Survey
 from agent.datapath import layout
 from agent.datapath.desired import alias_of, holder_of, host_veth_name
@@ -123,32 +124,6 @@ def _pod(each: Allocation, link: Link, survey: Survey) -> tuple[Pod | None, list
         pod_mac=container.mac,
         table_id=table_id or layout.MAIN_TABLE,
     ), []
-
-
-def secondary_enis(survey: Survey) -> tuple[tuple[SecondaryEni, ...], list[str]]:
-    """The ENIs that rules 32765 name, and what is wrong with them."""
-    found: list[SecondaryEni] = []
-    doubts: list[str] = []
-    by_address = {address: (ifname, bits) for ifname, owned in survey.addresses.items() for address, bits in owned}
-    macs = {link.ifname: link.mac for link in survey.links}
-    for rule in survey.rules:
-        if rule.pref != layout.ENI_SOURCE_RULE_PREF or rule.source is None or rule.table_id is None:
-            continue
-        address = rule.source.network_address
-        if any((eni.address, eni.table_id) == (address, rule.table_id) for eni in found):
-            continue  # ours beside theirs: a take-over that was interrupted
-        at = by_address.get(address)
-        if at is None:
-            doubts.append(f"rule {rule.pref} names {address}, which no link of the node has")
-            continue
-        if not 2 <= rule.table_id <= layout.MARK_ENI_MASK:
-            doubts.append(f"the ENI of {address} has table {rule.table_id}: network cards above 0 are not supported")
-            continue
-        subnet = IPv4Network((address, at[1]), strict=False)
-        found.append(
-            SecondaryEni(mac=macs[at[0]], ifname=at[0], address=address, subnet=subnet, table_id=rule.table_id)
-        )
-    return tuple(found), doubts
 
 
 def _node_doubts(survey: Survey, nat: NatSettings, pods: Sequence[Pod]) -> Iterator[str]:

@@ -15,8 +15,9 @@ from typing import Final
 from agent.adoption import commands
 from agent.adoption.checkpoint import Allocation
 from agent.adoption.commands import NatSettings
+from agent.adoption.enis import secondary_enis
 from agent.adoption.model import Link, Plan, Pod, Rule, SecondaryEni, Step, Survey
-from agent.adoption.rules import IP, batch, has_rule, owners_of, secondary_enis, shared_rules
+from agent.adoption.rules import IP, batch, has_rule, owners_of, shared_rules
 from agent.datapath import layout
 from agent.datapath.desired import alias_of, host_veth_name
 from agent.ipam.model import AttachmentKey, Holder

@@ -8,8 +8,9 @@ from dataclasses import replace
 from agent.adoption import commands
 from agent.adoption.checkpoint import NETWORK_NAME, Allocation
 from agent.adoption.commands import Backend, NatSettings
+from agent.adoption.enis import secondary_enis
 from agent.adoption.model import Plan, Pod, SecondaryEni, Step, Survey
-from agent.adoption.rules import IP, batch, has_rule, owners_of, secondary_enis, shared_rules
+from agent.adoption.rules import IP, batch, has_rule, owners_of, shared_rules
 from agent.datapath import layout
 from agent.datapath.desired import holder_of
 

@@ -1,4 +1,4 @@
-"""Pure: the rules that both layouts have, what they say of the ENIs, and how `ip` is told to change them."""
+"""Pure: the rules that both layouts have, and how `ip` is told to change them."""
 
 from __future__ import annotations
 
@@ -16,32 +16,6 @@ IP: Final = ("ip", "-batch", "-")
 def batch(lines: Sequence[str]) -> str:
     """What `IP` is fed with."""
     return "".join(f"{line}\n" for line in lines)
-
-
-def secondary_enis(survey: Survey) -> tuple[tuple[SecondaryEni, ...], list[str]]:
-    """The ENIs that rules 32765 name, and what is wrong with them."""
-    found: list[SecondaryEni] = []
-    doubts: list[str] = []
-    by_address = {address: (ifname, bits) for ifname, owned in survey.addresses.items() for address, bits in owned}
-    macs = {link.ifname: link.mac for link in survey.links}
-    for rule in survey.rules:
-        if rule.pref != layout.ENI_SOURCE_RULE_PREF or rule.source is None or rule.table_id is None:
-            continue
-        address = rule.source.network_address
-        if any((eni.address, eni.table_id) == (address, rule.table_id) for eni in found):
-            continue  # ours beside theirs: a take-over that was interrupted
-        at = by_address.get(address)
-        if at is None:
-            doubts.append(f"rule {rule.pref} names {address}, which no link of the node has")
-            continue
-        if not 2 <= rule.table_id <= layout.MARK_ENI_MASK:
-            doubts.append(f"the ENI of {address} has table {rule.table_id}: network cards above 0 are not supported")
-            continue
-        subnet = IPv4Network((address, at[1]), strict=False)
-        found.append(
-            SecondaryEni(mac=macs[at[0]], ifname=at[0], address=address, subnet=subnet, table_id=rule.table_id)
-        )
-    return tuple(found), doubts
 
 
 def shared_rules(enis: Sequence[SecondaryEni], nat: NatSettings) -> tuple[tuple[int, str], ...]:

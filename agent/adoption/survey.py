@@ -20,6 +20,9 @@ from agent.ipam.model import Mac
 DEADLINE_S: Final = 60.0
 """iptables-nft lists 5,000 Services in half a second; a minute is a lock held by somebody else."""
 
+AWS_NODE_ADDRESS: Final = ("127.0.0.1", 50051)
+"""Where the AWS plugin's agent serves its CNI plugin in versions without a Unix socket (v1.20.4, v1.15.5)."""
+
 _PLAIN_RULE: Final = frozenset(
     {"priority", "src", "srclen", "dst", "dstlen", "table", "protocol", "fwmark", "fwmask", "suppress_prefixlen"}
 )
@@ -58,7 +61,7 @@ def look(aws_node_socket: Path) -> Survey:
         containers={link.ifname: inside for link in found if (inside := _container(link)) is not None},
         iptables={command: run(f"{command}-save") if shutil.which(f"{command}-save") else "" for command in Backend},
         tables=frozenset(tables),
-        aws_node_running=answers(aws_node_socket),
+        aws_node_running=answers(aws_node_socket) or answers(AWS_NODE_ADDRESS),
     )
 
 
@@ -137,12 +140,13 @@ def _nft_objects(kind: str) -> list[dict[str, Any]]:
     return [entry[kind] for entry in listing["nftables"] if kind in entry]
 
 
-def answers(path: Path) -> bool:
-    """Whether somebody listens on this Unix socket."""
-    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
+def answers(where: Path | tuple[str, int]) -> bool:
+    """Whether somebody listens on this Unix socket, or on this address and TCP port of the node."""
+    family, address = (socket.AF_UNIX, str(where)) if isinstance(where, Path) else (socket.AF_INET, where)
+    with closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
         probe.settimeout(1.0)
         try:
-            probe.connect(str(path))
+            probe.connect(address)
         except OSError:
             return False
         return True

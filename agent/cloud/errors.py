@@ -176,6 +176,7 @@ REACTIONS: Mapping[str, Reaction] = {
     "InvalidNetworkInterfaceAttachmentID.MalformedId": _REFUSED,
     "InvalidInstanceID.Malformed": _REFUSED,
     "InvalidSubnetID.Malformed": _REFUSED,
+    "InvalidVpcID.Malformed": _REFUSED,
     "InvalidGroupId.Malformed": _REFUSED,
     "InvalidSecurityGroupId.Malformed": _REFUSED,
     "InvalidID": _REFUSED,

@@ -11,6 +11,8 @@ import re
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request
@@ -29,7 +31,9 @@ from sim.model.vpc import Vpc
 VERSION = "2016-11-15"
 ACTIONS: Mapping[str, Handler] = {**describe.ACTIONS, **change.ACTIONS}
 
-_CREDENTIAL = re.compile(r"AWS4-HMAC-SHA256\s+Credential=([^/,\s]+)/\d{8}/[^/]+/ec2/aws4_request")
+_CREDENTIAL = re.compile(r"AWS4-HMAC-SHA256\s+Credential=([^/,\s]+)/\d{8}/([^/]+)/ec2/aws4_request")
+_MOST_SKEW_S = 15 * 60
+"""EC2 Developer Guide, "Error codes for the Amazon EC2 API", RequestExpired."""
 _UNANSWERED = "dropped"
 
 
@@ -110,7 +114,8 @@ async def _serve(ec2: Ec2, scope: Scope, receive: Receive, send: Send) -> None:
     form = dict(parse_qsl(text, keep_blank_values=True))
     access_key_id = ""
     try:
-        access_key_id = _access_key_id(request, form)
+        access_key_id, region, sent_s = _credential(request, form)
+        _check_signer(ec2, region, sent_s)
         answer = await _answer(ec2, form, request_id)
     except Ec2Error as refused:
         answer = _refusal(refused, request_id)
@@ -180,20 +185,46 @@ def _handler(action: str, form: Mapping[str, str]) -> Handler:
         raise Ec2Error("InvalidAction", f"The action {action} is not valid for this web service.") from None
 
 
-def _access_key_id(request: Request, form: Mapping[str, str]) -> str:
-    """Whose credential signed the request: Signature Version 4, in the header or the query.
+def _credential(request: Request, form: Mapping[str, str]) -> tuple[str, str, float]:
+    """Whose credential signed the request, for which Region and when: Signature Version 4, in the header or the query.
 
     Raises: Ec2Error(MissingAuthenticationToken, IncompleteSignature).
     """
-    header = request.headers.get("authorization")
+    header, date = request.headers.get("authorization"), request.headers.get("x-amz-date", "")
     if header is None and "X-Amz-Credential" in form:
-        header = f"AWS4-HMAC-SHA256 Credential={form['X-Amz-Credential']}"
+        parts = {
+            "Credential": "X-Amz-Credential",
+            "SignedHeaders": "X-Amz-SignedHeaders",
+            "Signature": "X-Amz-Signature",
+        }
+        said = ", ".join(f"{part}={form[name]}" for part, name in parts.items() if name in form)
+        header, date = f"AWS4-HMAC-SHA256 {said}", form.get("X-Amz-Date", "")
     if header is None:
         raise Ec2Error("MissingAuthenticationToken", "Request is missing Authentication Token", http_status=403)
     found = _CREDENTIAL.match(header)
-    if found is None:
+    sent_s = _moment_s(date, request.headers.get("date", ""))
+    if found is None or sent_s is None or "SignedHeaders=" not in header or "Signature=" not in header:
         raise Ec2Error("IncompleteSignature", "The request signature does not conform to AWS standards.")
-    return found[1]
+    return found[1], found[2], sent_s
+
+
+def _moment_s(date: str, http_date: str) -> float | None:
+    """Of `X-Amz-Date`, or else of the header `Date`; None when neither can be read."""
+    try:
+        if date:
+            return datetime.strptime(date, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+        return parsedate_to_datetime(http_date).timestamp()
+    except ValueError:
+        return None
+
+
+def _check_signer(ec2: Ec2, region: str, sent_s: float) -> None:
+    """Raises: Ec2Error(AuthFailure, RequestExpired)."""
+    if region != ec2.vpc.state.vpc.region:
+        said = "AWS was not able to validate the provided access credentials"
+        raise Ec2Error("AuthFailure", said, http_status=401)
+    if abs(ec2.clock() - sent_s) > _MOST_SKEW_S:
+        raise Ec2Error("RequestExpired", "Request has expired.")
 
 
 def _scripted(effect: Effect | None, request_id: str, *, after: bool) -> _Answer | None:

@@ -25,6 +25,8 @@ from sim.model.ipv6 import Ipv6Wish, assign_ipv6, unassign_ipv6
 from sim.model.tags import create_tags, delete_tags
 
 _DONE: Body = {"return": True}
+MAX_TOKEN_LENGTH = 64
+"""EC2 Developer Guide, "Ensuring idempotency in Amazon EC2 API requests"."""
 
 
 def create_network_interface(call: Call) -> Body:
@@ -52,7 +54,7 @@ def create_network_interface(call: Call) -> Body:
         security_group_ids=p.texts("SecurityGroupId"),
         description=p.optional("Description") or "",
         tags=_tag_specification(p, "network-interface"),
-        client_token=p.optional("ClientToken") or "",
+        client_token=_client_token(p),
     )
     if p.optional("InterfaceType") not in {None, "interface"}:
         raise invalid_value("Only interfaces of type 'interface' are simulated")
@@ -225,7 +227,7 @@ def unassign_ipv6_addresses(call: Call) -> Body:
 def create_tags_action(call: Call) -> Body:
     """CreateTags."""
     ids = _resources(call.parameters)
-    tags = {each.text("Key"): each.optional("Value") or "" for each in call.parameters.structures("Tag")}
+    tags = _tags(call.parameters)
     _check_something(len(tags), call, "Tag")
     call.parameters.finish()
     call.vpc.apply(lambda state, _: create_tags(state, ids, tags), now_s=call.now_s, dry_run=call.dry_run)
@@ -239,6 +241,13 @@ def delete_tags_action(call: Call) -> Body:
     call.parameters.finish()
     call.vpc.apply(lambda state, _: delete_tags(state, ids, tags), now_s=call.now_s, dry_run=call.dry_run)
     return _DONE
+
+
+def _client_token(p: Parameters) -> str:
+    token = p.optional("ClientToken") or ""
+    if len(token) > MAX_TOKEN_LENGTH or not token.isascii():
+        raise invalid_value(f"Invalid client token. It must be up to {MAX_TOKEN_LENGTH} ASCII characters.")
+    return token
 
 
 def _explicit_addresses(p: Parameters) -> tuple[IPv4Address | None, tuple[IPv4Address, ...]]:
@@ -261,11 +270,17 @@ def _tag_specification(p: Parameters, resource_type: str) -> dict[str, str]:
     for specification in p.structures("TagSpecification"):
         if specification.text("ResourceType") != resource_type:
             raise invalid_value(f"The only taggable resource type of this operation is '{resource_type}'.")
-        for tag in specification.structures("Tag"):
-            key = tag.text("Key")
-            if key in tags:
-                raise invalid_value(f"Duplicate tag key '{key}' specified.")
-            tags[key] = tag.optional("Value") or ""
+        tags |= _tags(specification)
+    return tags
+
+
+def _tags(p: Parameters) -> dict[str, str]:
+    tags: dict[str, str] = {}
+    for tag in p.structures("Tag"):
+        key = tag.text("Key")
+        if key in tags:
+            raise invalid_value(f"Duplicate tag key '{key}' specified.")
+        tags[key] = tag.optional("Value") or ""
     return tags
 
 

@@ -13,7 +13,7 @@ from sim.ec2.paging import cut, read_page
 from sim.ec2.render import Body
 from sim.model.catalog import load_catalog
 from sim.model.errors import Ec2Error
-from sim.model.lookup import check_groups, find_eni, find_instance, find_subnet
+from sim.model.lookup import check_groups, check_vpc, find_eni, find_instance, find_subnet
 from sim.model.records import EniRecord, InstanceRecord, SecurityGroupRecord, State, SubnetRecord, VpcRecord
 from sim.model.tags import RESOURCE_TYPES, tagged_resources
 
@@ -83,8 +83,7 @@ def describe_vpcs(call: Call) -> Body:
     ids = call.parameters.texts("VpcId")
 
     def find(state: State, vpc_id: str) -> VpcRecord:
-        if vpc_id != state.vpc.vpc_id:
-            raise Ec2Error("InvalidVpcID.NotFound", f"The vpc ID '{vpc_id}' does not exist")
+        check_vpc(state, vpc_id)
         return state.vpc
 
     _, wanted, token = _select(call, ids, find, lambda s: [s.vpc], by.VPC, lambda v: v.vpc_id)

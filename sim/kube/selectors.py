@@ -5,41 +5,46 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from sim.kube.store import Json, Refused
+from sim.kube.store import NODES, PODS, Json, Kind, Refused
 
 Fits = Callable[[Json], bool]
 
-_FIELDS = frozenset({"metadata.name", "metadata.namespace", "spec.nodeName"})
+_FIELDS = frozenset({"metadata.name", "metadata.namespace"})
+_MORE_FIELDS: Mapping[Kind, frozenset[str]] = {
+    PODS: frozenset({"spec.nodeName", "spec.restartPolicy", "spec.schedulerName", "status.phase", "status.podIP"}),
+    NODES: frozenset({"spec.unschedulable"}),
+}
+_FIELD = re.compile(r"([\w.]+)(==|=|!=)(.*)")
 _EQUALITY = re.compile(r"\s*([\w./-]+)\s*(==|=|!=)\s*([\w.-]*)\s*")
 _PRESENCE = re.compile(r"\s*(!?)\s*([\w./-]+)\s*")
 
 
-def selector(query: Mapping[str, str], namespace: str) -> Fits:
+def selector(query: Mapping[str, str], kind: Kind, namespace: str) -> Fits:
     """Whether an object is one that a list or a watch asks for. namespace: empty for all.
 
     Raises: Refused(400) for a selector that cannot be read, a field nobody may select by, or a set-based requirement,
     which is not simulated.
     """
-    fields = _fields(query.get("fieldSelector", ""))
+    fields = [_by_field(part, kind) for part in query.get("fieldSelector", "").split(",") if part]
     labels = [_label(part) for part in query.get("labelSelector", "").split(",") if part]
 
     def fits(document: Json) -> bool:
         if namespace and document["metadata"].get("namespace") != namespace:
             return False
         carried = document["metadata"].get("labels") or {}
-        return all(_field(document, name) == value for name, value in fields) and all(has(carried) for has in labels)
+        return all(has(document) for has in fields) and all(has(carried) for has in labels)
 
     return fits
 
 
-def _fields(text: str) -> list[tuple[str, str]]:
-    wanted = []
-    for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
-        if name not in _FIELDS:
-            raise Refused(400, "BadRequest", f"field label not supported: {name}")
-        wanted.append((name, value.removeprefix("=")))
-    return wanted
+def _by_field(text: str, kind: Kind) -> Fits:
+    found = _FIELD.fullmatch(text)
+    if found is None:
+        raise Refused(400, "BadRequest", f"invalid selector: {text}")
+    name, operator, value = found.groups()
+    if name not in _FIELDS | _MORE_FIELDS.get(kind, frozenset()):
+        raise Refused(400, "BadRequest", f"field label not supported: {name}")
+    return lambda document: (_field(document, name) == value) == (operator != "!=")
 
 
 def _field(document: Json, name: str) -> str:

@@ -166,14 +166,14 @@ class ApiServer:
                 f"Timeout: Too large resource version: {wanted}, current: {self.store.version}",
                 retry_after_s=1,
             )
-        fits = selector(query, target.namespace)
+        fits = selector(query, target.kind, target.namespace)
         return _collection(
             target.kind, [one for one in self.store.objects(target.kind) if fits(one)], self.store.version
         )
 
     async def _watch(self, request: web.Request, target: _Target, rule: Rule | None) -> web.StreamResponse:
         _check_initial_events(request)
-        selector(request.query, target.namespace)  # refused before anything is sent
+        selector(request.query, target.kind, target.namespace)  # refused before anything is sent
         version = int(request.query.get("resourceVersion") or 0)
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
@@ -206,7 +206,7 @@ class ApiServer:
             self._watches.discard(task)
 
     async def _stream(self, request: web.Request, response: web.StreamResponse, target: _Target, version: int) -> None:
-        fits = selector(request.query, target.namespace)
+        fits = selector(request.query, target.kind, target.namespace)
         bookmarks = _says(request, "allowWatchBookmarks")
         initial = _says(request, "sendInitialEvents")
         if initial or version == 0:  # "start at any": what there is comes first

@@ -7,6 +7,8 @@ service differ, the report wins and is named.
 | code | status | when |
 |---|---|---|
 | MissingAuthenticationToken, IncompleteSignature | 403, 400 | no credential in the request; one that cannot be read |
+| AuthFailure | 401 | the credential is for another Region |
+| RequestExpired | 400 | the request's date and the server's are more than 15 minutes apart |
 | InvalidAction, MissingAction, NoSuchVersion | 400 | what is asked is not simulated; nothing is asked; API version |
 | MissingParameter, UnknownParameter | 400 | a parameter is required; is not known |
 | InvalidParameterValue, InvalidParameterCombination | 400 | a value, or values together, cannot be |
@@ -15,7 +17,9 @@ service differ, the report wins and is named.
 | DryRunOperation | 412 | `DryRun` was set and the request would have succeeded |
 | RequestLimitExceeded | 503 | the action's token bucket is empty (`sim.ec2.budget`) |
 | InvalidInstanceID.NotFound, .Malformed | 400 | |
-| InvalidSubnetID.NotFound, InvalidGroup.NotFound, InvalidVpcID.NotFound | 400 | |
+| InvalidSubnetID.NotFound, .Malformed, InvalidVpcID.NotFound, .Malformed | 400 | |
+| InvalidGroup.NotFound, InvalidGroupId.Malformed | 400 | |
+| TagLimitExceeded | 400 | more than 50 tags on a resource |
 | InvalidInstanceType | 400 | the type is not in the catalogue |
 | InvalidNetworkInterfaceID.NotFound | 400 | names the first unknown ENI only |
 | InvalidNetworkInterfaceId.Malformed | 400 | not `eni-` and 8 or 17 hex digits |

@@ -8,13 +8,12 @@ from collections.abc import Iterable
 from sim.model.errors import Ec2Error
 from sim.model.records import AttachmentRecord, EniRecord, InstanceRecord, InstanceState, State, SubnetRecord
 
-_ID = re.compile(r"[a-z-]+-([0-9a-f]{8}|[0-9a-f]{17})")
+_ID = re.compile(r"([a-z-]+)-(?:[0-9a-f]{8}|[0-9a-f]{17})")
 
 
 def find_eni(state: State, eni_id: str) -> EniRecord:
     """Raises: Ec2Error(InvalidNetworkInterfaceId.Malformed, InvalidNetworkInterfaceID.NotFound)."""
-    if not eni_id.startswith("eni-") or not _ID.fullmatch(eni_id):
-        raise Ec2Error("InvalidNetworkInterfaceId.Malformed", f'Invalid id: "{eni_id}" (expecting "eni-...")')
+    _check_form(eni_id, "eni", "InvalidNetworkInterfaceId.Malformed")
     try:
         return state.enis[eni_id]
     except KeyError:
@@ -28,8 +27,7 @@ def find_instance(state: State, instance_id: str) -> InstanceRecord:
 
     Raises: Ec2Error(InvalidInstanceID.Malformed, InvalidInstanceID.NotFound).
     """
-    if not instance_id.startswith("i-") or not _ID.fullmatch(instance_id):
-        raise Ec2Error("InvalidInstanceID.Malformed", f'Invalid id: "{instance_id}" (expecting "i-...")')
+    _check_form(instance_id, "i", "InvalidInstanceID.Malformed")
     try:
         return state.instances[instance_id]
     except KeyError:
@@ -45,7 +43,8 @@ def find_running_instance(state: State, instance_id: str) -> InstanceRecord:
 
 
 def find_subnet(state: State, subnet_id: str) -> SubnetRecord:
-    """Raises: Ec2Error(InvalidSubnetID.NotFound)."""
+    """Raises: Ec2Error(InvalidSubnetID.Malformed, InvalidSubnetID.NotFound)."""
+    _check_form(subnet_id, "subnet", "InvalidSubnetID.Malformed")
     try:
         return state.subnets[subnet_id]
     except KeyError:
@@ -53,10 +52,18 @@ def find_subnet(state: State, subnet_id: str) -> SubnetRecord:
 
 
 def check_groups(state: State, group_ids: Iterable[str]) -> None:
-    """Raises: Ec2Error(InvalidGroup.NotFound)."""
+    """Raises: Ec2Error(InvalidGroupId.Malformed, InvalidGroup.NotFound)."""
     for group_id in group_ids:
+        _check_form(group_id, "sg", "InvalidGroupId.Malformed")
         if group_id not in state.security_groups:
             raise Ec2Error("InvalidGroup.NotFound", f"The security group '{group_id}' does not exist")
+
+
+def check_vpc(state: State, vpc_id: str) -> None:
+    """Raises: Ec2Error(InvalidVpcID.Malformed, InvalidVpcID.NotFound)."""
+    _check_form(vpc_id, "vpc", "InvalidVpcID.Malformed")
+    if vpc_id != state.vpc.vpc_id:
+        raise Ec2Error("InvalidVpcID.NotFound", f"The vpc ID '{vpc_id}' does not exist")
 
 
 def find_attachment(state: State, attachment_id: str) -> tuple[EniRecord, AttachmentRecord]:
@@ -65,3 +72,9 @@ def find_attachment(state: State, attachment_id: str) -> tuple[EniRecord, Attach
         if eni.attachment is not None and eni.attachment.attachment_id == attachment_id:
             return eni, eni.attachment
     raise Ec2Error("InvalidAttachmentID.NotFound", f"The attachment with ID '{attachment_id}' does not exist.")
+
+
+def _check_form(identifier: str, prefix: str, code: str) -> None:
+    form = _ID.fullmatch(identifier)
+    if form is None or form[1] != prefix:
+        raise Ec2Error(code, f'Invalid id: "{identifier}" (expecting "{prefix}-...")')

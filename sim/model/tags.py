@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from sim.model.errors import Ec2Error, invalid_value
-from sim.model.lookup import check_groups, find_eni, find_instance, find_subnet
+from sim.model.lookup import check_groups, check_vpc, find_eni, find_instance, find_subnet
 from sim.model.records import (
     EniRecord,
     InstanceRecord,
@@ -71,7 +71,12 @@ def delete_tags(state: State, resource_ids: tuple[str, ...], tags: Mapping[str, 
 
 
 def check_tags(tags: Mapping[str, str]) -> None:
-    """Raises: Ec2Error(InvalidParameterValue)."""
+    """Whether a resource may be made with these tags, or get them.
+
+    Raises: Ec2Error(InvalidParameterValue, TagLimitExceeded).
+    """
+    if len(tags) > MAX_TAG_COUNT:
+        raise Ec2Error("TagLimitExceeded", f"{len(tags)} tags; a resource may have {MAX_TAG_COUNT}")
     for key, value in tags.items():
         if key.lower().startswith("aws:"):
             raise invalid_value(f"Tag keys starting with 'aws:' are reserved for internal use: '{key}'")
@@ -92,10 +97,9 @@ def _find(state: State, resource_id: str) -> Tagged:
         case "sg":
             check_groups(state, [resource_id])
             return state.security_groups[resource_id]
-        case "vpc" if resource_id == state.vpc.vpc_id:
-            return state.vpc
         case "vpc":
-            raise Ec2Error("InvalidVpcID.NotFound", f"The vpc ID '{resource_id}' does not exist")
+            check_vpc(state, resource_id)
+            return state.vpc
         case _:
             raise Ec2Error("InvalidID", f"The ID '{resource_id}' is not valid")
 

@@ -94,8 +94,23 @@ async def test_labels_select(server: ApiServer, wanted: str, names: str) -> None
     assert sorted(one["metadata"]["name"] for one in items) == sorted(names)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "names"),
+    [
+        ("metadata.name=a", "a"),
+        ("spec.nodeName==node-1", "ab"),
+        ("spec.nodeName!=node-1", "c"),
+        ("spec.nodeName=node-1,status.phase!=Succeeded,status.phase!=Failed", "ab"),  # kubectl describe node
+        ("status.phase=Running", ""),
+    ],
+)
+async def test_fields_select(server: ApiServer, wanted: str, names: str) -> None:
+    items = (await get(server, "/api/v1/pods", fieldSelector=wanted)).json()["items"]
+    assert sorted(one["metadata"]["name"] for one in items) == sorted(names)
+
+
 async def test_a_selector_that_is_not_simulated_is_refused_not_ignored(server: ApiServer) -> None:
-    for query in ({"labelSelector": "app in (a, b)"}, {"fieldSelector": "status.phase=Running"}):
+    for query in ({"labelSelector": "app in (a, b)"}, {"fieldSelector": "spec.hostIP=10.0.0.1"}):
         for watch in ("", "true"):
             answer = await get(server, "/api/v1/pods", watch=watch, **query)
             assert (answer.status_code, answer.json()["reason"]) == (400, "BadRequest")

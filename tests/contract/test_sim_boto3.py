@@ -319,6 +319,27 @@ def test_tags(sim: Endpoint, ec2: Any) -> None:
     assert code == "InvalidParameterValue"
     many = [{"Key": f"k{n}", "Value": ""} for n in range(51)]
     assert refusal(ec2.create_tags, Resources=[eni_id], Tags=many)[0] == "TagLimitExceeded"
+    at_once = [{"ResourceType": "network-interface", "Tags": many}]
+    assert refusal(create, ec2=ec2, sim=sim, TagSpecifications=at_once)[0] == "TagLimitExceeded"
+    at_once[0]["Tags"] = many[:50]
+    assert len(create(ec2, sim, TagSpecifications=at_once)["TagSet"]) == 50
+    twice = [{"Key": "k", "Value": "1"}, {"Key": "k", "Value": "2"}]
+    assert refusal(ec2.create_tags, Resources=[eni_id], Tags=twice)[0] == "InvalidParameterValue"
+
+
+def test_an_identifier_that_has_not_the_form_is_malformed(sim: Endpoint, ec2: Any) -> None:
+    """Error codes for the Amazon EC2 API; names of another kind's form are not better."""
+    for strange in ("nonsense", "i-0123456789abcdef0", "vpc-xyz", "subnet-0123456789ABCDEF0", ""):
+        assert refusal(ec2.describe_subnets, SubnetIds=[strange])[0] == "InvalidSubnetID.Malformed"
+        assert refusal(ec2.describe_security_groups, GroupIds=[strange])[0] == "InvalidGroupId.Malformed"
+        assert refusal(ec2.describe_vpcs, VpcIds=[strange])[0] == "InvalidVpcID.Malformed"
+    assert refusal(create, ec2=ec2, sim=sim, Groups=["sg-1"])[0] == "InvalidGroupId.Malformed"
+    assert refusal(ec2.describe_vpcs, VpcIds=["vpc-0123456789abcdef0"])[0] == "InvalidVpcID.NotFound"
+
+
+def test_a_client_token_has_64_characters_at_most(sim: Endpoint, ec2: Any) -> None:
+    create(ec2, sim, ClientToken="t" * 64)
+    assert refusal(create, ec2=ec2, sim=sim, ClientToken="t" * 65)[0] == "InvalidParameterValue"
 
 
 def test_security_groups_and_other_attributes_one_at_a_time(sim: Endpoint, ec2: Any) -> None:

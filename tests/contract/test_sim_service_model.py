@@ -12,9 +12,8 @@ import pytest
 
 from sim.ec2.app import ACTIONS, VERSION
 from sim.ec2.render import NAMESPACE
-from tests.contract.sim_endpoint import Endpoint, running_sim
+from tests.contract.sim_endpoint import Endpoint, running_sim, signed
 
-SIGNED = {"Authorization": "AWS4-HMAC-SHA256 Credential=AKID/20260101/us-west-2/ec2/aws4_request, Signature=0"}
 ENVELOPE = {"requestId", "return"}
 """Elements of answers that the API reference shows and SDKs do not model."""
 UNLISTED = {"NetworkInterfaceStatus": {"pending"}}
@@ -33,7 +32,7 @@ def sim() -> Iterator[Endpoint]:
 
 
 def ask(sim: Endpoint, action: str, form: Mapping[str, str]) -> ET.Element:
-    answer = httpx.post(sim.url, data={"Action": action, "Version": VERSION, **form}, headers=SIGNED, timeout=10)
+    answer = httpx.post(sim.url, data={"Action": action, "Version": VERSION, **form}, headers=signed(), timeout=10)
     assert answer.status_code == 200, answer.text
     return ET.fromstring(answer.text)  # noqa: S314 - our own answer
 

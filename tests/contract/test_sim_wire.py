@@ -13,12 +13,7 @@ import pytest
 
 from sim.ec2.budget import Budget
 from sim.model.config import Timings
-from tests.contract.sim_endpoint import Endpoint, running_sim
-
-SIGNED = {
-    "Authorization": "AWS4-HMAC-SHA256 Credential=AKIDWIRE/20260101/us-west-2/ec2/aws4_request, "
-    "SignedHeaders=host, Signature=0"
-}
+from tests.contract.sim_endpoint import Endpoint, running_sim, signed
 
 VPCS = {"Action": "DescribeVpcs"}
 
@@ -39,7 +34,7 @@ def sim() -> Iterator[Endpoint]:
 def ask(sim: Endpoint, form: dict[str, str], headers: dict[str, str] | None = None) -> tuple[int, str]:
     """HTTP status and error code (or `ok`) of a hand-written request."""
     answer = httpx.post(
-        sim.url, data={"Version": "2016-11-15", **form}, headers=SIGNED if headers is None else headers, timeout=60
+        sim.url, data={"Version": "2016-11-15", **form}, headers=signed() if headers is None else headers, timeout=60
     )
     found = re.search("<Code>(.*?)</Code>", answer.text)
     return answer.status_code, found[1] if found else "ok"
@@ -90,7 +85,7 @@ def test_requests_by_hand(shared: Endpoint, form: dict[str, str], expected: tupl
 
 def test_get_is_as_good_as_post(shared: Endpoint) -> None:
     answer = httpx.get(
-        shared.url, params={"Action": "DescribeVpcs", "Version": "2016-11-15"}, headers=SIGNED, timeout=60
+        shared.url, params={"Action": "DescribeVpcs", "Version": "2016-11-15"}, headers=signed(), timeout=60
     )
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/xml")
@@ -103,6 +98,31 @@ def test_a_credential_is_required_and_its_key_is_logged(sim: Endpoint) -> None:
     log = sim.control.get("/calls").json()
     assert log["counts"] == {"DescribeVpcs": {"MissingAuthenticationToken": 1, "IncompleteSignature": 1, "ok": 1}}
     assert [call["access_key_id"] for call in log["calls"]] == ["", "", "AKIDWIRE"]
+
+
+def without(part: str) -> dict[str, str]:
+    headers = signed()
+    return {**headers, "Authorization": re.sub(rf", {part}=[^,]*", "", headers["Authorization"])}
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        (without("Signature"), (400, "IncompleteSignature")),
+        (without("SignedHeaders"), (400, "IncompleteSignature")),
+        ({"Authorization": signed()["Authorization"]}, (400, "IncompleteSignature")),
+        ({**signed(), "X-Amz-Date": "yesterday"}, (400, "IncompleteSignature")),
+        (signed(region="eu-west-1"), (401, "AuthFailure")),
+        (signed(ago_s=16 * 60), (400, "RequestExpired")),
+        (signed(ago_s=-16 * 60), (400, "RequestExpired")),
+        (signed(ago_s=10 * 60), (200, "ok")),
+    ],
+    ids=["no signature", "no headers", "no date", "bad date", "other Region", "clock behind", "clock ahead", "in time"],
+)
+def test_who_signs_for_another_region_or_with_a_wrong_clock_is_refused(
+    shared: Endpoint, headers: dict[str, str], expected: tuple[int, str]
+) -> None:
+    assert ask(shared, VPCS, headers) == expected
 
 
 def test_answers_carry_the_request_id_of_the_log(sim: Endpoint) -> None:
@@ -158,7 +178,7 @@ def test_a_dropped_connection_leaves_the_client_without_an_answer(sim: Endpoint)
 def test_a_hanging_call_ends_with_the_client(sim: Endpoint) -> None:
     sim.script("DescribeVpcs", {"kind": "hang"})
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(sim.url, data={"Action": "DescribeVpcs", "Version": "2016-11-15"}, headers=SIGNED, timeout=0.3)
+        httpx.post(sim.url, data={"Action": "DescribeVpcs", "Version": "2016-11-15"}, headers=signed(), timeout=0.3)
     assert ask(sim, VPCS) == (200, "ok")
 
 

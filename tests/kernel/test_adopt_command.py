@@ -10,6 +10,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+from agent.adoption import survey
 from bench import aws_layout
 from tests.kernel.aws_node import checkpoint_text
 from tests.kernel.datapath_node import Netns
@@ -84,3 +85,13 @@ def test_the_page_s_commands_do_what_it_says(tmp_path: Path) -> None:
         assert refused.returncode == 1
         assert "refused: aws-node still runs" in refused.stdout
         assert type_on(node, "python -m agent adopt --now").returncode == 2
+
+
+def test_an_agent_of_theirs_that_serves_on_a_port_is_seen(tmp_path: Path) -> None:
+    """Version 1.20.4 serves its CNI plugin on 127.0.0.1:50051, newer ones on a Unix socket."""
+    with Netns.made("node") as node:
+        node.run("ip", "link", "set", "lo", "up")
+        with node.entered():
+            assert not survey.look(tmp_path / "ipamd.sock").aws_node_running
+            with socket.create_server(survey.AWS_NODE_ADDRESS):
+                assert survey.look(tmp_path / "ipamd.sock").aws_node_running

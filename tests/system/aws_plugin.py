@@ -111,6 +111,7 @@ class AwsPlugin:
         """Run its init program and start its agent; returns when that serves the plugin."""
         self.directory.mkdir(exist_ok=True)
         self._tools()
+        (self.directory / "ipamd.sock").unlink(missing_ok=True)
         # The init program copies what is in its working directory to another one: nothing, here.
         nothing, binaries = self.node.directory / "nothing", self.node.directory / "bin"
         for each in (nothing, binaries):
@@ -133,10 +134,8 @@ class AwsPlugin:
                 start_new_session=True,
             )
         agent = self._agent
-        socket = self.directory / "ipamd.sock"
-        socket.unlink(missing_ok=True)
         eventually(
-            lambda: (socket.exists(), agent.poll()),
+            lambda: (self._serves(), agent.poll()),
             lambda seen: seen[0] or seen[1] is not None,
             deadline_s=START_S,
         )
@@ -206,6 +205,10 @@ class AwsPlugin:
             *("sh", "-c", script, "sh", os.fspath(self.directory), program),
         ]
 
+    def _serves(self) -> bool:
+        """On its Unix socket, or before there was one on a port."""
+        return (self.directory / "ipamd.sock").exists() or ":50051 " in self.run("ss", "-Hltn")
+
     def _tools(self) -> None:
         """iptables as it was chosen, whatever the machine's own default is."""
         tools = self.node.directory / "tools"
@@ -238,6 +241,7 @@ class AwsPlugin:
             "HOME": "/nonexistent",
             "KUBECONFIG": os.fspath(kubeconfig),
             "AWS_ENDPOINT_URL_EC2": self.lab.announced["ec2_endpoint_in_vpc"],
+            "AWS_EC2_ENDPOINT": self.lab.announced["ec2_endpoint_in_vpc"],  # v1.15
             "MY_NODE_NAME": self.node_name,
             "MY_POD_NAME": "aws-node-lab",
             "CLUSTER_NAME": "lab",

@@ -91,6 +91,22 @@ def test_the_file_is_read_and_written_as_the_aws_plugin_does() -> None:
     }
 
 
+def test_an_eni_without_a_rule_is_known_by_its_table() -> None:
+    """Version 1.15.5 makes no rule 32765: `default via 10.0.0.1 dev ens6` in table 2 is all there is."""
+    way = Route(table_id=2, destination=IPv4Network("0.0.0.0/0"), gateway=IPv4Address("10.0.0.1"), ifname="ens6")
+    rules = tuple(one for one in SURVEY.rules if one.pref != 32765)
+    by_rule = planning.plan_adoption([ALLOCATION], SURVEY, NAT)
+    by_table = planning.plan_adoption([ALLOCATION], replace(SURVEY, rules=rules, routes=(*SURVEY.routes, way)), NAT)
+    both = planning.plan_adoption([ALLOCATION], replace(SURVEY, routes=(*SURVEY.routes, way)), NAT)
+    assert by_table.refusals == ()
+    assert by_table.enis == both.enis == by_rule.enis
+    assert by_table.pods == by_rule.pods
+    assert "32765" not in "".join(step.feed for step in by_table.remove)
+    two = {**SURVEY.addresses, "ens6": (*SURVEY.addresses["ens6"], (IPv4Address("10.0.0.99"), 24))}
+    doubted = replace(SURVEY, rules=rules, routes=(*SURVEY.routes, way), addresses=two)
+    assert "ens6, which has 2 addresses" in planning.plan_adoption([ALLOCATION], doubted, NAT).refusals[0]
+
+
 def test_what_the_file_counts_of_a_pod_s_interfaces_is_kept() -> None:
     """Version 1.23.2 writes `interfacesCount`, 1.15 does not: a file goes back as it came, with the pods made since."""
     (pod,) = planning.plan_adoption([ALLOCATION], SURVEY, NAT).pods

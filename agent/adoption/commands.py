@@ -76,16 +76,16 @@ def installation(settings: NatSettings, backend: Backend) -> str:
     """Input for `iptables-restore --noflush` that makes the AWS plugin's rules, as its version 1.23 does."""
     mark = f"{settings.mark:#x}/{settings.mark:#x}"
     restore = f"-j CONNMARK --restore-mark --nfmask {settings.mark:#x} --ctmask {settings.mark:#x}"
-    primary = '-A PREROUTING -m comment --comment "AWS, primary ENI"'
+    primary = '-m comment --comment "AWS, primary ENI"'
     pods = f"-i {settings.veth_prefix}+"
     mangle: list[str] = []
     if settings.node_port_support:
-        local = f"-i {settings.primary_ifname} -m addrtype --dst-type LOCAL --limit-iface-in"
-        mangle.append(f"{primary} {local} -j CONNMARK --set-xmark {mark}")
+        local = "-m addrtype --dst-type LOCAL --limit-iface-in"
+        mangle.append(f"-A PREROUTING -i {settings.primary_ifname} {primary} {local} -j CONNMARK --set-xmark {mark}")
     if settings.restores_mark:
-        mangle.append(f"{primary} {pods} {restore}")
+        mangle.append(f"-A PREROUTING {pods} {primary} {restore}")
     if settings.node_port_support:
-        mangle.append(f"{primary} -i vlan+ {restore}")
+        mangle.append(f"-A PREROUTING -i vlan+ {primary} {restore}")
     nat: list[str] = [] if settings.external_snat else _snat(settings)
     if backend is Backend.LEGACY and not settings.external_snat:
         nat += [

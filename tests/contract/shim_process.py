@@ -71,6 +71,19 @@ def environment(command: str, socket: Path, **changes: Value) -> dict[bytes, byt
     return {os.fsencode(name): os.fsencode(value) for name, value in values.items()}
 
 
+@contextmanager
+def started(command: str, socket: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A run that goes on by itself; it has been given its configuration."""
+    with subprocess.Popen(
+        [plugin_under_test()], env=environment(command, socket), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(CONFIG)
+        process.stdin.close()
+        process.stdin = None
+        yield process
+
+
 def shim(
     command: str, socket: Path, config: bytes = CONFIG, *, program: Path | None = None, **changes: Value
 ) -> Outcome:

@@ -16,7 +16,7 @@ from api.cni_call import SUPPORTED_VERSIONS
 from api.problems import CniCode, CniError
 from plugin import shim as program
 from tests.contract.scripted_node import WAIT_S, ScriptedNode, running
-from tests.contract.shim_process import CONFIG, DEADLINE_S, environment, plugin_under_test, shim
+from tests.contract.shim_process import CONFIG, DEADLINE_S, environment, plugin_under_test, shim, started
 
 
 @pytest.fixture
@@ -145,12 +145,7 @@ def test_the_plugin_and_the_agent_speak_the_same_versions() -> None:
 
 def test_killing_the_plugin_cancels_its_parked_add(node: ScriptedNode, path: Path) -> None:
     node.hold_adds = True
-    with subprocess.Popen(
-        [plugin_under_test()], env=environment("ADD", path), stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdin is not None
-        process.stdin.write(CONFIG)
-        process.stdin.close()
+    with started("ADD", path) as process:
         assert node.add_arrived.wait(WAIT_S)
         process.kill()
         assert node.add_cancelled.wait(WAIT_S)

@@ -18,7 +18,7 @@ import pytest
 
 from plugin import shim as program
 from tests.contract.scripted_node import WAIT_S, ScriptedNode, running
-from tests.contract.shim_process import CONFIG, DEADLINE_S, ROOT, SHIM, environment, plugin_under_test, shim
+from tests.contract.shim_process import CONFIG, DEADLINE_S, ROOT, SHIM, environment, plugin_under_test, shim, started
 
 REAL_REPLY = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n{}\n"
 WITHOUT_AGENT = [("ADD", 11), ("CHECK", 11), ("GC", 11), ("STATUS", 50)]
@@ -118,18 +118,9 @@ def test_a_stopped_agent_and_the_same_agent_continued(path: Path) -> None:
 
 
 def test_a_request_in_flight_is_answered_after_sigterm(path: Path) -> None:
-    with (
-        agent_process(path) as agent,
-        subprocess.Popen(
-            [plugin_under_test()], env=environment("ADD", path), stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as process,
-    ):
+    with agent_process(path) as agent, started("ADD", path) as process:
         assert agent.stdin is not None
         assert agent.stdout is not None
-        assert process.stdin is not None
-        process.stdin.write(CONFIG)
-        process.stdin.close()
-        process.stdin = None
         assert agent.stdout.readline() == b"add\n"
         agent.send_signal(signal.SIGTERM)
         assert agent.stdout.readline() == b"stopping\n"
@@ -144,17 +135,8 @@ def test_a_request_in_flight_is_answered_after_sigterm(path: Path) -> None:
 
 
 def test_an_agent_killed_while_it_works(path: Path) -> None:
-    with (
-        agent_process(path) as agent,
-        subprocess.Popen(
-            [plugin_under_test()], env=environment("ADD", path), stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as process,
-    ):
+    with agent_process(path) as agent, started("ADD", path) as process:
         assert agent.stdout is not None
-        assert process.stdin is not None
-        process.stdin.write(CONFIG)
-        process.stdin.close()
-        process.stdin = None
         assert agent.stdout.readline() == b"add\n"
         agent.kill()
         stdout, _ = process.communicate(timeout=DEADLINE_S)

@@ -414,6 +414,20 @@ async def test_a_state_is_one_event_whose_count_goes_up(kube: KubeServer) -> Non
     assert [one["reason"] for one in told] == ["SubnetExhausted", "SubnetExhaustedOver"]
 
 
+async def test_events_that_are_not_permitted_are_named_and_told_later(kube: KubeServer) -> None:
+    await kube.permit(ROLE - {("events.k8s.io", "events", "create")})
+    async with cluster(kube) as made:
+        await until(lambda: made.view().synced)
+        while (failure := made.view().failure) is None:  # until RBAC has heard of it, they are taken
+            made.report(Notice(kind=NoticeKind.DRIFT_REPAIRED, subject=str(len(made._outbox)), message="repaired"))
+            await asyncio.sleep(0.1)
+        assert failure.cause is Cause.KUBERNETES_DENIED
+        assert 'cannot create resource "events" in API group "events.k8s.io"' in failure.message
+        await kube.permit(ROLE)
+        await until(lambda: made.view().failure is None)
+        await events(kube, 1)
+
+
 @pytest.mark.parametrize("kind", list(NoticeKind))
 async def test_every_kind_of_event_is_taken(kube: KubeServer, kind: NoticeKind) -> None:
     """The longest of everything, of which some is cut."""

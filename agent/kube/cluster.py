@@ -58,6 +58,7 @@ class KubeCluster:
         self._draw = draw
         self._api: KubeApi | None = None
         self._failure: AgentError | None = None
+        self._mail_failure: AgentError | None = None
         self._wakes: list[Callable[[], None]] = []
         self._outbox = outbox.Outbox()
         self._mail = asyncio.Event()
@@ -118,7 +119,11 @@ class KubeCluster:
             pod_count=len(self._pods.items),
             schedulable=self.schedulable,
             max_pods=self.max_pods,
-            failure=self._failure or self._pods.failure or self._nodes.failure or self._configs.failure,
+            failure=self._failure
+            or self._pods.failure
+            or self._nodes.failure
+            or self._configs.failure
+            or self._mail_failure,
         )
 
     def subscribe(self, wake: Callable[[], None]) -> None:
@@ -222,11 +227,18 @@ class KubeCluster:
             try:
                 await self._send(api, sent)
                 failure_count = 0
+                self._note_mail(None)
             except AgentError as error:
                 failure_count += 1
                 if failure_count == 1:
                     log.warning("kubernetes_event_failed", error=str(error))
+                self._note_mail(error)
                 await asyncio.sleep(max(pause_s(failure_count, self._draw()), error.retry_after_s or 0.0))
+
+    def _note_mail(self, failure: AgentError | None) -> None:
+        before, self._mail_failure = self._mail_failure, failure
+        if (before and before.cause) != (failure and failure.cause):
+            self._wake()
 
     async def _send(self, api: KubeApi, sent: outbox.Send) -> None:
         at = self._now()

@@ -19,7 +19,7 @@ BASE = DEPLOY / "kustomize" / "base"
 OVERLAYS = DEPLOY / "kustomize" / "overlays"
 CHART = DEPLOY / "chart"
 DIRECTORIES = [BASE, *sorted(OVERLAYS.iterdir()), DEPLOY / "crds"]
-STRICT = ("apply", "--server-side", "--validate=strict")
+STRICT = ("apply", "--server-side", "--force-conflicts", "--validate=strict")
 RELEASE = "from-chart"
 OWN_NAMES = ("--set", f"fullnameOverride={RELEASE}", "--set", f"nameOverride={RELEASE}")
 """Beside the base, which other tests need."""

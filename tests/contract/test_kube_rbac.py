@@ -38,6 +38,7 @@ async def asked_for(policy: KubePolicy) -> set[Permission]:
         await made.settle([an_attachment("a", "10.0.0.1")])
         made.report(notice)
         await until(lambda: server.requests["create", "events"])
+        await until(lambda: all(one.name for one in made._outbox._states.values()))  # the answer has arrived
         now_s[0] = HOUR_S
         made.report(notice)
         await until(lambda: server.requests["patch", "events"])

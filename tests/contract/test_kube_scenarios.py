@@ -386,6 +386,11 @@ async def test_the_schema_refuses_an_eni_config_without_a_subnet(kube: KubeServe
 # --- Events ----------------------------------------------------------------------------------------------------------
 
 
+async def until_told(made: KubeCluster) -> None:
+    """The server's answers have arrived: what is reported from now on is news."""
+    await until(lambda: all(one.name for one in made._outbox._states.values()))
+
+
 async def test_a_state_is_one_event_whose_count_goes_up(kube: KubeServer) -> None:
     now_s = [0.0]
     notice = Notice(kind=NoticeKind.SUBNET_EXHAUSTED, subject="subnet-1", message="subnet-1 is full")
@@ -393,6 +398,7 @@ async def test_a_state_is_one_event_whose_count_goes_up(kube: KubeServer) -> Non
         for number in range(1000):
             made.report(replace(notice, evidence={"free": number}))
         (first,) = await events(kube, 1)
+        await until_told(made)
         now_s[0] = REPEAT_S
         made.report(notice)
         async with asyncio.timeout(DEADLINE_S):
@@ -406,6 +412,20 @@ async def test_a_state_is_one_event_whose_count_goes_up(kube: KubeServer) -> Non
     assert again["series"]["count"] == 1001
     assert again["metadata"]["uid"] == first["metadata"]["uid"]
     assert [one["reason"] for one in told] == ["SubnetExhausted", "SubnetExhaustedOver"]
+
+
+async def test_events_that_are_not_permitted_are_named_and_told_later(kube: KubeServer) -> None:
+    await kube.permit(ROLE - {("events.k8s.io", "events", "create")})
+    async with cluster(kube) as made:
+        await until(lambda: made.view().synced)
+        while (failure := made.view().failure) is None:  # until RBAC has heard of it, they are taken
+            made.report(Notice(kind=NoticeKind.DRIFT_REPAIRED, subject=str(len(made._outbox)), message="repaired"))
+            await asyncio.sleep(0.1)
+        assert failure.cause is Cause.KUBERNETES_DENIED
+        assert 'cannot create resource "events" in API group "events.k8s.io"' in failure.message
+        await kube.permit(ROLE)
+        await until(lambda: made.view().failure is None)
+        await events(kube, 1)
 
 
 @pytest.mark.parametrize("kind", list(NoticeKind))
@@ -424,6 +444,7 @@ async def test_an_event_that_was_deleted_is_told_anew(kube: KubeServer) -> None:
     async with cluster(kube, clock=lambda: now_s[0]) as made:
         made.report(notice)
         (first,) = await events(kube, 1)
+        await until_told(made)
         await kube.admin.delete(EVENTS, first["metadata"]["name"], "default")
         now_s[0] = REPEAT_S
         made.report(notice)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from api.cni_body import Envelope
 from api.cni_runtime import NO_WISH, parse_runtime
 from api.problems import CniCode, CniError
-from api.service import Attachment, CniCall, Verb
+from api.service import Attachment, CniCall, RefusedCall, Verb
 
 SUPPORTED_VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NEWEST_VERSION = SUPPORTED_VERSIONS[-1]
@@ -82,6 +82,22 @@ def parse_call(verb: Verb, envelope: Envelope, request_id: str) -> CniCall:
         egress=wish.egress,
         prev_result=_prev_result(config, verb),
         config=config,
+    )
+
+
+def names_in(verb: Verb, envelope: Envelope, request_id: str) -> RefusedCall:
+    """Whatever of a call's names is as it should be, to say whose call was refused."""
+    try:
+        pod = _pod(parse_args(envelope.args), lenient=True)
+    except CniError:
+        pod = {}
+    ids = {"container_id": (envelope.container_id, _CONTAINER_ID), "ifname": (envelope.ifname, _IFNAME)}
+    return RefusedCall(
+        verb=verb,
+        request_id=request_id,
+        pod_namespace=pod.get("K8S_POD_NAMESPACE", ""),
+        pod_name=pod.get("K8S_POD_NAME", ""),
+        **{name: value for name, (value, pattern) in ids.items() if pattern.fullmatch(value)},
     )
 
 

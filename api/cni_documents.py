@@ -170,7 +170,7 @@ SUMMARIES: dict[Verb, str] = {
 _ERRORS: dict[int, tuple[str, dict[str, Any]]] = {
     400: (
         "The request can never succeed as it is.",
-        {"cniVersion": "1.0.0", "code": 4, "msg": "CNI_IFNAME is malformed", "details": "'eth/0'"},
+        {"cniVersion": "1.0.0", "code": 4, "msg": "request_invalid: CNI_IFNAME is malformed", "details": "'eth/0'"},
     ),
     403: (
         "The caller is not root, or asks on the readers' socket.",

@@ -14,10 +14,10 @@ from starlette.types import Receive
 
 from api import cni_documents
 from api.cni_body import MAX_BODY_BYTES, decode
-from api.cni_call import NEWEST_VERSION, answer_version, parse_call, valid_attachments
+from api.cni_call import NEWEST_VERSION, answer_version, names_in, parse_call, valid_attachments
 from api.cni_output import render_error, render_result
-from api.problems import CniCode, CniError
-from api.service import CniCall, NodeService, Verb
+from api.problems import CAUSES, CniCode, CniError
+from api.service import Attachment, CniCall, NodeService, RefusedCall, Verb
 
 PREFIX = "/v1/cni/"
 
@@ -65,10 +65,17 @@ class _Endpoint:
         """Read, check, ask the service, render. Never raises but for cancellation."""
         version = NEWEST_VERSION
         request_id = _request_id(request)
+        names = RefusedCall(verb=self._verb, request_id=request_id)
         try:
-            envelope = decode(await _read_body(request))
-            version = answer_version(envelope.config)
-            return await self._run(parse_call(self._verb, envelope, request_id), request.receive)
+            try:
+                envelope = decode(await _read_body(request))
+                version = answer_version(envelope.config)
+                names = names_in(self._verb, envelope, request_id)
+                call = parse_call(self._verb, envelope, request_id)
+                valid = valid_attachments(call.config) if self._verb is Verb.GC else frozenset()
+            except CniError as exc:
+                return error_response(self._refused(names, exc), version)
+            return await self._run(call, valid, request.receive)
         except CniError as exc:
             return error_response(exc, version)
         except _ClientGone:
@@ -78,7 +85,13 @@ class _Endpoint:
             log.exception("cni_request_failed", extra={"fields": {"verb": self._verb, "request_id": request_id}})
             return error_response(CniError(CniCode.INTERNAL, "internal error", "the agent's log has more"), version)
 
-    async def _run(self, call: CniCall, receive: Receive) -> Response:
+    def _refused(self, names: RefusedCall, error: CniError) -> CniError:
+        """Have the service know; the error with the name of its cause, as those of the service have."""
+        cause = CAUSES[error.code]
+        self._service.refused(names, cause, f"{error.msg}: {error.details}" if error.details else error.msg)
+        return CniError(error.code, f"{cause}: {error.msg}", error.details, error.http_status)
+
+    async def _run(self, call: CniCall, valid: frozenset[Attachment], receive: Receive) -> Response:
         match self._verb:
             case Verb.ADD:
                 result = await _unless_disconnected(receive, self._service.add(call))
@@ -90,7 +103,7 @@ class _Endpoint:
             case Verb.STATUS:
                 await self._service.status(call)
             case Verb.GC:
-                await self._service.gc(call, valid_attachments(call.config))
+                await self._service.gc(call, valid)
             case _:
                 assert_never(self._verb)
         return Response(status_code=204)

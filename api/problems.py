@@ -51,6 +51,15 @@ _STATUS: Mapping[int, int] = {
 }
 
 
+CAUSES: Mapping[int, str] = {
+    CniCode.VERSION_UNSUPPORTED: "cni_version_unsupported",
+    CniCode.ENVIRONMENT_INVALID: "request_invalid",
+    CniCode.CONTENT_UNDECODABLE: "content_undecodable",
+    CniCode.NETWORK_CONFIG_INVALID: "network_config_invalid",
+}
+"""The name of the cause when a request ends here, before the service has heard of it."""
+
+
 class CniError(Exception):
     """An error object for the container runtime.
 

@@ -103,11 +103,27 @@ class AddResult:
     mtu: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedCall:
+    """A call that the API refused. Whatever of its names was missing or malformed is empty."""
+
+    verb: Verb
+    request_id: str
+    container_id: str = ""
+    ifname: str = ""
+    pod_namespace: str = ""
+    pod_name: str = ""
+
+
 class NodeService(Operators, Protocol):
     """The node agent as the API sees it.
 
     The CNI methods raise `api.problems.CniError` for every expected failure; the others raise `api.problems.Problem`.
     """
+
+    def refused(self, call: RefusedCall, cause: str, message: str) -> None:
+        """Be told of a call that the API refused: the runtime is not the only one who must know. cause: its name."""
+        ...
 
     async def add(self, call: CniCall) -> AddResult:
         """Attach the container, or answer again when it is attached already.

@@ -50,8 +50,9 @@ class Told:
 class ServedNode:
     """What `AgentService` asks of `agent.node.Node`, of a node in virtual time."""
 
-    def __init__(self, node: VirtualNode, cluster: Cluster | None = None) -> None:
+    def __init__(self, node: VirtualNode, cluster: Cluster | None = None, loops: tuple[Reconciler, ...] = ()) -> None:
         self._node = node
+        self._loops = loops
         self.cluster: Cluster = cluster or NoCluster()
         self.stop = asyncio.Event()
         self.clock = asyncio.get_running_loop().time
@@ -94,7 +95,7 @@ class ServedNode:
         )
 
     def loops(self) -> tuple[Reconciler, ...]:
-        return ()
+        return self._loops
 
     def budget(self) -> tuple[ActionBudget, ...]:
         return () if self._node.agent is None else self._node.agent.cloud.budget()
@@ -109,6 +110,14 @@ class ServedNode:
         """The message of the CNI error, empty when the pod got its address."""
         try:
             await self.service.add(a_call(pod))
+        except CniError as error:
+            return error.msg
+        return ""
+
+    async def check(self, pod: str) -> str:
+        """The message of the CNI error, empty when the kernel is as ADD made it."""
+        try:
+            await self.service.check(a_call(pod, Verb.CHECK))
         except CniError as error:
             return error.msg
         return ""
@@ -130,10 +139,10 @@ class ServedNode:
         )
 
 
-def a_call(pod: str) -> CniCall:
-    """An ADD of test/<pod>."""
+def a_call(pod: str, verb: Verb = Verb.ADD) -> CniCall:
+    """About test/<pod>."""
     return CniCall(
-        verb=Verb.ADD,
+        verb=verb,
         request_id=f"request-{pod}",
         cni_version="1.0.0",
         network_name="enoki",

@@ -46,7 +46,9 @@ class LinkFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodFacts:
-    """What the node knows of a pod. failure: the latest failed ADD. kernel_error: why the kernel could not be asked."""
+    """What the node knows of a pod. failure: the latest failed ADD, or CHECK of what is not attached. kernel_error: why
+    the kernel could not be asked.
+    """
 
     namespace: str
     pod: str
@@ -159,7 +161,7 @@ def _request(facts: PodFacts, failure: EventView | None) -> StepView:
         return StepView(
             step="request",
             state=StepState.FAILING,
-            message=f"the last ADD failed: {failure.fields.get('message', '')}",
+            message=f"the last {_text(failure, 'verb')} failed: {_text(failure, 'message')}",
             since=failure.at,
             cause=_text(failure, "cause"),
             evidence={"request_id": failure.request_id},

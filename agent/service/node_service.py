@@ -35,7 +35,7 @@ from api.schemas import (
     StageView,
     StartupView,
 )
-from api.service import Address, AddResult, CniCall, RateLimit
+from api.service import Address, AddResult, CniCall, RateLimit, RefusedCall, Verb
 from api.service import Attachment as AttachmentId
 
 log = event_logger(__name__)
@@ -75,6 +75,14 @@ class AgentService(AgentOperators):
 
     def __init__(self, node: Node, desk: Desk) -> None:
         super().__init__(node, desk)
+
+    def refused(self, call: RefusedCall, cause: str, message: str) -> None:
+        """As for a call that failed here: an event, a log line, a metric."""
+        key = AttachmentKey(container_id=call.container_id, ifname=call.ifname)
+        with bind_request(call.request_id):
+            error = InvalidRequest(Cause(cause), message)
+            self._tell(call.verb, Holder(key=key, namespace=call.pod_namespace, pod=call.pod_name), error)
+            self._desk.metrics.called(call.verb, 0.0, ok=False)
 
     async def add(self, call: CniCall) -> AddResult:
         """See `Attachments.add`. While the agent starts, the wait for it counts against the ADD's deadline."""
@@ -204,21 +212,21 @@ class AgentService(AgentOperators):
                 yield
                 ok = True
             except AgentError as exc:
-                self._tell(call, exc)
+                self._tell(call.verb, _holder(call), exc)
                 raise cni_error(exc) from exc
             finally:
                 self._desk.metrics.called(call.verb, self._node.clock() - began_s, ok=ok)
 
-    def _tell(self, call: CniCall, error: AgentError) -> None:
+    def _tell(self, verb: Verb, holder: Holder, error: AgentError) -> None:
         fields: dict[str, Scalar] = {
-            "verb": str(call.verb),
+            "verb": str(verb),
             "cause": str(error.cause),
             "message": error.message,
             "remedy": error.remedy,
         }
         if error.retry_after_s is not None:
             fields["retry_after_s"] = round(error.retry_after_s, 3)
-        fields |= holder_fields(_holder(call))
+        fields |= holder_fields(holder)
         self._node.publish(Kind.CNI_FAILED, **error.evidence | fields)
         log.warning("cni_failed", **error.evidence | fields)
 

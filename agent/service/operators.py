@@ -138,9 +138,11 @@ class AgentOperators(ABC):
         """See `explain.explain_pod`."""
         parts = self._node.parts
         events = [one for one in self._desk.journal.events() if is_about(one, namespace, pod)]
-        failures = [one for one in events if one.kind is Kind.CNI_FAILED and one.fields.get("verb") == "ADD"]
         requests = [] if parts is None else self._requests(parts, namespace, pod)
         allocations = self.allocations(namespace=namespace, pod=pod)
+        # Of what is attached, the kernel is asked anew: a CHECK that failed may be past.
+        verbs = {"ADD"} if allocations else {"ADD", "CHECK"}
+        failures = [one for one in events if one.kind is Kind.CNI_FAILED and one.fields.get("verb") in verbs]
         if parts is not None and not (events or requests or allocations):
             words = f"this node has neither an attachment nor a request of {namespace}/{pod}, and remembers none"
             raise Problem(404, "Unknown pod", words)

@@ -33,7 +33,7 @@ from api.schemas import (
     StageView,
     StartupView,
 )
-from api.service import AddResult, Attachment, CniCall, NodeService
+from api.service import AddResult, Attachment, CniCall, NodeService, RefusedCall
 from tests.contract.scripted_operators import AT, ScriptedOperators
 
 WAIT_S = 60.0
@@ -58,6 +58,7 @@ class ScriptedNode(ScriptedOperators):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[CniCall] = []
+        self.refusals: list[tuple[RefusedCall, str, str]] = []
         self.valid: frozenset[Attachment] = frozenset()
         self.failure: Exception | None = None
         self.hold_adds = False
@@ -71,6 +72,9 @@ class ScriptedNode(ScriptedOperators):
         self.calls.append(call)
         if self.failure is not None:
             raise self.failure
+
+    def refused(self, call: RefusedCall, cause: str, message: str) -> None:
+        self.refusals.append((call, cause, message))
 
     async def add(self, call: CniCall) -> AddResult:
         self._record(call)

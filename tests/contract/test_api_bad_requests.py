@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from api.app import create_app
 from api.cni_body import MAX_BODY_BYTES
+from api.problems import CAUSES
 from tests.contract.asgi_client import post
 from tests.contract.bad_requests import BAD_REQUESTS, GOOD, BadRequest, body
 from tests.contract.openapi_document import problems_with
@@ -24,13 +25,17 @@ VERBS = ("add", "del", "check", "status", "gc")
 def refused(raw: bytes, verb: str = "add", *, split_at: int = 0) -> dict[str, Any]:
     """The error object of a request that must be refused."""
     NODE.calls.clear()
+    NODE.refusals.clear()
     status, headers, answer = post(APP, f"/v1/cni/{verb}", raw, split_at=split_at)
     assert 400 <= status < 500
     assert headers["content-type"] == "application/json"
     assert NODE.calls == []
     error: dict[str, Any] = json.loads(answer)
     assert not problems_with(error, "CniErrorObject")
-    assert error["msg"]
+    ((call, cause, message),) = NODE.refusals
+    assert (call.verb, cause) == (verb.upper(), CAUSES[error["code"]])
+    assert error["msg"].startswith(f"{cause}: ")
+    assert message.startswith(error["msg"].removeprefix(f"{cause}: "))
     return error
 
 

@@ -8,16 +8,21 @@ give-back that EC2 refuses) is in the other four, and the test says so.
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from agent.errors import AgentError, Cause, ClusterFailed, Conflict, InvalidRequest, KernelFailed, TryAgain
+from agent.errors import AgentError, Cause, CloudFailed, ClusterFailed, Conflict, InvalidRequest, KernelFailed, TryAgain
 from agent.ipam.plan import PoolPolicy, Surroundings
 from agent.kube.absent import NoCluster
 from agent.ports.cluster import ClusterView, Site
-from sim.faults import Fault
+from agent.runtime.reconciler import Reconciler
+from api.app import create_app
+from bench.pool_cloud import MemoryMetadata
+from sim.faults import Fault, HangEffect
+from tests.contract.asgi_client import request
 from tests.served_node import ServedNode, Told, logged
 from tests.unit.test_cloud_fault_matrix import ASSIGN, FAILURES, GROWTH, SHRINK, Failure, refused
 from tests.virtual_node import virtual_node
@@ -156,6 +161,176 @@ async def test_a_start_that_hangs(failure: Failure) -> None:
             await starting
 
 
+OWN = ("full", "cooling", "cordoned", "elsewhere", "hangs", "attaching", "detaching")
+"""What keeps the pool from giving an address although EC2 refuses nothing."""
+OWN_CAUSES = {
+    "full": Cause.INSTANCE_LIMIT,
+    "cooling": Cause.POOL_EMPTY_COOLING,
+    "cordoned": Cause.NODE_CORDONED,
+    "elsewhere": Cause.PROVISIONED_ELSEWHERE,
+    "hangs": Cause.POOL_EMPTY,
+    "attaching": Cause.ENI_ATTACHING,
+    "detaching": Cause.ENI_DETACHING,
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+@virtual_time
+async def test_what_the_pool_itself_cannot_do(case: str) -> None:
+    policy = replace(SMALL, max_eni=2 if case in {"attaching", "detaching"} else 1)
+    with logged():
+        async with virtual_node(policy) as node:
+            await node.start()
+            served = ServedNode(node)
+            wire_events(node, served)
+            slots = node.alive.pool._limits.slots
+            first = [f"pod-{number}" for number in range(slots)]
+            match case:
+                case "hangs":
+                    served.add_deadline_s = 1.0  # EC2's is longer
+                    node.client.faults.add(Fault(action=ASSIGN, effect=HangEffect(), times=None))
+                case "cordoned" | "elsewhere":
+                    is_cordoned = case == "cordoned"
+                    node.tell(Surroundings(is_schedulable=not is_cordoned, is_provisioning=is_cordoned))
+                case _:
+                    assert [await served.add(name) for name in first] == [""] * slots
+            if case == "cooling":
+                await node.delete(first[0])
+            if case == "attaching":
+                node.client.faults.add(Fault(action="AttachNetworkInterface", effect=HangEffect(), times=None))
+            if case == "detaching":
+                await leave_the_second_eni(node, served)
+            failed, message = await add_until_one_fails(served, OWN_CAUSES[case])
+            check_five(await served.told(failed, message), OWN_CAUSES[case])
+
+
+async def leave_the_second_eni(node: Any, served: ServedNode) -> None:
+    """Have the pool give its second ENI back, which EC2 takes very long for."""
+    assert await served.add("one-more") == ""
+    await node.delete("one-more")
+    await node.delete("pod-0")  # the other ENI has the free address that is wanted
+    node.client.faults.add(Fault(action="DetachNetworkInterface", effect=HangEffect(), times=None))
+    async with asyncio.timeout(3 * 3600.0):
+        while not any(usage.leaving for usage in node.alive.ledger.enis()):
+            await asyncio.sleep(1.0)
+
+
+@virtual_time
+async def test_an_agent_that_stops() -> None:
+    with logged():
+        async with virtual_node(SMALL) as node:
+            await node.start()
+            served = ServedNode(node)
+            assert await served.add("pod-1") == ""
+            node.alive.attachments._stopping = True
+            message = await served.add("pod-2")
+            check_five(await served.told("pod-2", message), Cause.AGENT_STOPPING)
+
+
+@virtual_time
+async def test_a_start_without_instance_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def instance(_: MemoryMetadata) -> Any:
+        raise CloudFailed(Cause.IMDS_UNAVAILABLE, "IMDS does not answer", retry_after_s=1.0)
+
+    monkeypatch.setattr(MemoryMetadata, "instance", instance)
+    with logged():
+        async with virtual_node(SMALL) as node:
+            starting = asyncio.create_task(node.start())
+            await asyncio.sleep(5.0)
+            served = ServedNode(node)
+            message = await served.add("pod-1")
+            told = await served.told("pod-1", message)
+            check_five(told, Cause.AGENT_STARTING)
+            assert Cause.IMDS_UNAVAILABLE in message
+            assert Cause.IMDS_UNAVAILABLE in told.explained
+            assert any(
+                line["event"] == "stage_failed" and Cause.IMDS_UNAVAILABLE in line["error"] for line in told.lines
+            )
+            starting.cancel()
+
+
+@virtual_time
+async def test_what_check_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    with logged():
+        async with virtual_node(SMALL) as node:
+            await node.start()
+            served = ServedNode(node)
+            assert await served.add("pod-1") == ""
+            message = await served.check("nobody")
+            check_five(await served.told("nobody", message), Cause.ATTACHMENT_MISSING, verb="CHECK")
+
+            async def check(_: Any) -> Any:
+                raise InvalidRequest(Cause.ATTACHMENT_DRIFTED, "there is no route to 10.0.0.6")
+
+            monkeypatch.setattr(node.kernel, "check", check)
+            node.kernel._veths.clear()
+            message = await served.check("pod-1")
+            check_five(await served.told("pod-1", message), Cause.ATTACHMENT_DRIFTED, verb="CHECK")
+
+
+REQUEST: dict[str, Any] = {
+    "container_id": "bad",
+    "netns": "/run/netns/bad",
+    "ifname": "eth0",
+    "args": "K8S_POD_NAMESPACE=test;K8S_POD_NAME=bad",
+    "config": {"cniVersion": "1.0.0", "name": "enoki", "type": "enoki"},
+}
+
+
+def configured(**members: Any) -> bytes:
+    return json.dumps(REQUEST | {"config": REQUEST["config"] | members}).encode()
+
+
+BAD: dict[Cause, bytes] = {
+    Cause.CONTENT_UNDECODABLE: b"{",
+    Cause.REQUEST_INVALID: json.dumps(REQUEST | {"ifname": "eth/0"}).encode(),
+    Cause.NETWORK_CONFIG_INVALID: configured(mtu=1),
+    Cause.CNI_VERSION_UNSUPPORTED: configured(cniVersion="9"),
+}
+
+
+@pytest.mark.parametrize("cause", BAD)
+@virtual_time
+async def test_what_the_api_refuses(cause: Cause) -> None:
+    """The service is told, so that a broken network configuration is seen by more than the kubelet."""
+    with logged():
+        async with virtual_node(SMALL) as node:
+            await node.start()
+            served = ServedNode(node)
+            status, _, body = await request(create_app(served.service), "POST", "/v1/cni/add", BAD[cause])
+            assert status == 400
+            if cause is Cause.CONTENT_UNDECODABLE:  # whose request it was cannot be read: no pod's explanation has it
+                assert await served.add("bad") == ""
+                told = await served.told("bad", json.loads(body)["msg"])
+                told = replace(told, explained=told.explained | {cause})
+            else:
+                told = await served.told("bad", json.loads(body)["msg"])
+            check_five(told, cause)
+
+
+@virtual_time
+async def test_a_loop_that_fails() -> None:
+    """What no call fails of: the explanation of the node, the log and the metric have it."""
+    cause = Cause.HOST_FILE_REFUSED
+
+    async def step() -> float:
+        raise AgentError(cause, "/host/etc/cni/net.d: ENOSPC")
+
+    with logged():
+        async with virtual_node(SMALL) as node:
+            await node.start()
+            loop = Reconciler("conflist", step, timeout_s=1.0)
+            served = ServedNode(node, loops=(loop,))
+            turning = asyncio.create_task(loop.run())
+            await asyncio.sleep(0.1)
+            assert await served.add("pod-1") == ""
+            told = await served.told("pod-1", "")
+            assert cause in told.explained
+            assert any(line["event"] == "loop_degraded" and cause in line["error"] for line in told.lines)
+            assert 'enoki_loop_failures{loop="conflist"} 1.0' in told.metrics
+            turning.cancel()
+
+
 KERNEL = [
     KernelFailed(Cause.KERNEL_REFUSED, "wiring eni0123: no buffer space available", evidence={"errno": "ENOBUFS"}),
     KernelFailed(Cause.NETNS_GONE, "the namespace vanished"),
@@ -231,3 +406,11 @@ async def test_nobody_knows_where_enis_go() -> None:
             told = await served.told("pod-1", message := await served.add("pod-1"))
             assert message
             check_five(told, unknown.cause)
+
+
+def test_every_cause_is_walked() -> None:
+    walked = {failure.cause for failure, _ in [*ADD_FAILS, *ADD_SUCCEEDS]} | {FRAGMENTED.cause, *OWN_CAUSES.values()}
+    walked |= {error.cause for error in [*KERNEL, *KUBERNETES]} | set(BAD)
+    walked |= {Cause.AGENT_STARTING, Cause.AGENT_STOPPING, Cause.IMDS_UNAVAILABLE, Cause.CUSTOM_NETWORKING_UNKNOWN}
+    walked |= {Cause.ATTACHMENT_MISSING, Cause.ATTACHMENT_DRIFTED, Cause.HOST_FILE_REFUSED}
+    assert set(Cause) - walked == {Cause.EC2_GONE}  # a plan's own race, see above

@@ -188,7 +188,8 @@ def _mtu(config: Mapping[str, Any]) -> int | None:
     number = int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,5}", value) else value
     low, high = MTU_RANGE_BYTES
     if type(number) is not int or not low <= number <= high:
-        _bad_config(f"`mtu` of the network configuration must be a number from {low} to {high}")
+        found = ascii(value)[:100]
+        _bad_config(f"`mtu` of the network configuration must be a number from {low} to {high}", f"found {found}")
     return number
 
 

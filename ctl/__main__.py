@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ctl import commands
 from ctl.client import Client, Refused, Unreachable
-from ctl.completion import script, words_of
+from ctl.completion import FORMS, script, words_of
 
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as a shell counts."""
@@ -26,7 +26,7 @@ _EXITS = "exit codes: 0 well, 1 not well, 2 usage, 3 no agent, 4 unknown or not 
 def parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The command line, and the parser of each command."""
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("-o", "--output", choices=["table", "json", "yaml"], default="table", help="form of the answer")
+    shared.add_argument("-o", "--output", choices=FORMS, default="table", help="form of the answer")
     shared.add_argument("--socket", metavar="PATH", help="the agent's socket (default: ENOKI_SOCKET, or the agent's)")
     top = argparse.ArgumentParser(
         prog="enokictl", description="Ask the network agent of this node.", epilog=_EXITS, allow_abbrev=False

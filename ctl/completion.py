@@ -8,6 +8,10 @@ from collections.abc import Mapping
 _BASH = """\
 _enokictl() {{
   local current="${{COMP_WORDS[COMP_CWORD]}}" command="" word
+  case "${{COMP_WORDS[COMP_CWORD-1]}}" in
+    -o|--output) COMPREPLY=($(compgen -W "{forms}" -- "$current")); return ;;
+    --socket|--file) COMPREPLY=($(compgen -f -- "$current")); return ;;
+  esac
   for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
     case "$word" in -*) ;; *) command="$word"; break ;; esac
   done
@@ -21,6 +25,9 @@ complete -F _enokictl enokictl
 
 _FISH_COMMAND = "complete -c enokictl -f -n __fish_use_subcommand -a {name} -d '{words}'"
 _FISH_OPTION = "complete -c enokictl -n '__fish_seen_subcommand_from {name}' -l {option}"
+_FISH_WORD = "complete -c enokictl -f -n '__fish_seen_subcommand_from {name}' -a '{word}'"
+FORMS = ("table", "json", "yaml")
+"""Of an answer."""
 
 
 def script(shell: str, commands: Mapping[str, argparse.ArgumentParser], options: list[str]) -> str:
@@ -29,15 +36,18 @@ def script(shell: str, commands: Mapping[str, argparse.ArgumentParser], options:
         lines = []
         for name, parser in commands.items():
             lines.append(_FISH_COMMAND.format(name=name, words=(parser.description or "").replace("'", "")))
-            lines += [
-                _FISH_OPTION.format(name=name, option=option[2:]) for option in words_of(parser) if option[:2] == "--"
-            ]
+            for word in words_of(parser):
+                if word.startswith("--"):
+                    values = f" -xa '{' '.join(FORMS)}'" if word == "--output" else ""
+                    lines.append(_FISH_OPTION.format(name=name, option=word[2:]) + values)
+                else:
+                    lines.append(_FISH_WORD.format(name=name, word=word))
         return "\n".join(lines) + "\n"
     cases = "\n".join(
         f'    {name}) COMPREPLY=($(compgen -W "{" ".join(words_of(parser))}" -- "$current")) ;;'
         for name, parser in commands.items()
     )
-    text = _BASH.format(cases=cases, commands=" ".join(commands), options=" ".join(options))
+    text = _BASH.format(cases=cases, commands=" ".join(commands), options=" ".join(options), forms=" ".join(FORMS))
     return f"autoload -U +X bashcompinit && bashcompinit\n{text}" if shell == "zsh" else text
 
 
@@ -48,4 +58,6 @@ def words_of(parser: argparse.ArgumentParser) -> list[str]:
         words += [option for option in action.option_strings if option.startswith("--")]
         if action.choices and not action.option_strings:
             words += [str(choice) for choice in action.choices]
+        elif not action.option_strings:
+            words += str(action.metavar).split("|")[1:]  # NAMESPACE/POD|node
     return words

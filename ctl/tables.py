@@ -124,8 +124,8 @@ def log_line(line: Mapping[str, Any]) -> Text:
 
 
 def pairs(values: Mapping[str, Any]) -> str:
-    """name=value name=value"""
-    return " ".join(f"{name}={value}" for name, value in values.items())
+    """name=value name=value; what is empty is left out."""
+    return " ".join(f"{name}={value}" for name, value in values.items() if value != "")
 
 
 def short_time(text: str | None, *, digits: int = 0) -> str | None:

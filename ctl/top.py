@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from textual.app import App, ComposeResult
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.widgets import Footer, Static
 
@@ -21,7 +21,11 @@ class Top(App[None]):
     CSS = """
     .part { border: round $primary; height: auto; padding: 0 1; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [("q", "quit", "quit"), ("p", "pause", "pause")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        ("q", "quit", "quit"),
+        Binding("ctrl+c", "quit", show=False, priority=True),  # textual's own would say how to quit
+        ("p", "pause", "pause"),
+    ]
     TITLE = "enoki"
 
     def __init__(self, client: Client, every_s: float = EVERY_S) -> None:

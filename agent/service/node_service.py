@@ -80,7 +80,8 @@ class AgentService(AgentOperators):
         """As for a call that failed here: an event, a log line, a metric."""
         key = AttachmentKey(container_id=call.container_id, ifname=call.ifname)
         with bind_request(call.request_id):
-            error = InvalidRequest(Cause(cause), message)
+            remedy = "" if cause == Cause.REQUEST_INVALID else "correct the network configuration: /etc/cni/net.d"
+            error = InvalidRequest(Cause(cause), message, remedy=remedy)
             self._tell(call.verb, Holder(key=key, namespace=call.pod_namespace, pod=call.pod_name), error)
             self._desk.metrics.called(call.verb, 0.0, ok=False)
 

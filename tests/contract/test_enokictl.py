@@ -218,7 +218,10 @@ def test_completion(path: Path, shell: str) -> None:
     if shell == "bash":
         script = f"{done.stdout}\nCOMP_WORDS=(enokictl ex); COMP_CWORD=1; _enokictl; echo ${{COMPREPLY[@]}}\n"
         script += "COMP_WORDS=(enokictl events --f); COMP_CWORD=2; _enokictl; echo ${COMPREPLY[@]}\n"
+        script += "COMP_WORDS=(enokictl pods -o j); COMP_CWORD=3; _enokictl; echo ${COMPREPLY[@]}\n"
+        script += "COMP_WORDS=(enokictl explain n); COMP_CWORD=2; _enokictl; echo ${COMPREPLY[@]}\n"
+        script += "COMP_WORDS=(enokictl pods --socket /et); COMP_CWORD=3; _enokictl; echo ${COMPREPLY[@]}\n"
         completed = subprocess.run(
             ["bash", "-c", script], capture_output=True, text=True, check=True, timeout=DEADLINE_S
         )
-        assert completed.stdout.split() == ["explain", "--follow"]
+        assert completed.stdout.split() == ["explain", "--follow", "json", "node", "/etc"]

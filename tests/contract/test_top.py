@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from textual.widgets import Static
 
 from ctl import top_view
@@ -47,6 +48,14 @@ async def test_it_shows_the_node_and_goes_on_when_the_agent_comes_back(tmp_path:
             assert "DescribeNetworkInterfaces" in part("EC2")
             await pilot.press("p")
             await pilot.press("q")
+
+
+@pytest.mark.parametrize("key", ["q", "ctrl+c"])
+async def test_it_can_be_left(tmp_path: Path, key: str) -> None:
+    app = Top(Client(str(tmp_path / "agent.sock")), every_s=0.05)
+    async with app.run_test() as pilot:
+        await pilot.press(key)
+    assert (app.return_code, app._exit) == (0, True)
 
 
 def test_without_textual_it_says_how_to_get_it() -> None:

@@ -282,7 +282,6 @@ CLUSTER_ROLES = Kind(
     prefix="/apis/rbac.authorization.k8s.io/v1", plural="clusterroles", kind="ClusterRole", namespaced=False
 )
 SECRETS = Kind(prefix="/api/v1", plural="secrets", kind="Secret", namespaced=True)
-SERVICE_ACCOUNTS = Kind(prefix="/api/v1", plural="serviceaccounts", kind="ServiceAccount", namespaced=True)
 
 
 @asynccontextmanager

@@ -200,9 +200,10 @@ async def test_a_stale_list_is_not_believed(server: ApiServer) -> None:
         await bind(server, "c")
         server.faults.add(Rule(fault=Fault.GONE_IN_STREAM, verb="watch"))
         server.cut_watches()
-        while server.requests["list", "pods"] < 5:
-            shown.append(set(seen.pods.items))
-            await asyncio.sleep(0.005)
+        async with asyncio.timeout(DEADLINE_S):
+            while server.requests["list", "pods"] < 5:
+                shown.append(set(seen.pods.items))
+                await asyncio.sleep(0.005)
         await seen.until_names("a", "b", "c")
 
     assert all({"default/a", "default/b"} <= one for one in shown)

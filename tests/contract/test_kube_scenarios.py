@@ -297,9 +297,10 @@ async def test_a_permission_that_was_taken_away_is_named_and_what_was_known_stay
     async with cluster(kube) as made:
         await until(made.announced)
         await kube.permit(ROLE - {("", "pods", "list"), ("", "pods", "watch")})
-        while made.view().failure is None:  # until RBAC has heard of it
-            await kube.cut()
-            await asyncio.sleep(0.1)
+        async with asyncio.timeout(DEADLINE_S):
+            while made.view().failure is None:  # until RBAC has heard of it
+                await kube.cut()
+                await asyncio.sleep(0.1)
         await until(lambda: (one := made.view().failure) is not None and one.cause is Cause.KUBERNETES_DENIED)
         failure = made.view().failure
         assert failure is not None
